@@ -60,12 +60,12 @@ def get_config(text: str = ""):
         if value not in allowed:
             raise ValueError(f"unknown {name} '{value}'; allowed: {', '.join(allowed)}")
     is_blockdrop = a.method.startswith("blockdrop")
-    if is_blockdrop != bool(a["from"]):
+    if is_blockdrop and not a["from"]:
         raise ValueError(
             "blockdrop starts from a trained residual network and blockdrop_joint from a run of blockdrop; set from=RUN"
-            if is_blockdrop
-            else f"from={a['from']} is for blockdrop and blockdrop_joint"
         )
+    if a["from"] and not is_blockdrop:
+        raise ValueError(f"from={a['from']} is for blockdrop and blockdrop_joint")
     if a.data and a.scale == "digits":
         raise ValueError(f"data={a.data} does not apply to scale=digits, which uses scikit-learn's images")
     if a.scale == "imagenet" and a.method == "early_exit" and not a.model:

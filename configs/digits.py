@@ -2,8 +2,8 @@
 
     python -m train --config=configs/digits.py --workdir=runs/digits
 
-Nothing is downloaded. A fixed stratified split has 1,437 training and 360 test images. docs/results.md has the accuracy
-to expect.
+Nothing is downloaded. A fixed stratified split has 1,437 training and 360 test images. Expected accuracy: see
+docs/results.md.
 """
 
 from configs.base import arguments, base

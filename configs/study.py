@@ -7,7 +7,7 @@ digits    scikit-learn's 8x8 images, 1,437 for training and 360 for testing; pla
 cifar10   configs/cifar10.py, but shorter, with a cosine schedule over `epochs`; minutes per run on a GPU
 imagenet  configs/imagenet.py with the recipe of Goyal 2017; days per run on several GPUs
 
-Each study in experiments/ states what it expects before it runs.
+Expected: each study in experiments/ states it before it runs. Cost: seconds, minutes or days per run, as above.
 """
 
 from configs import cifar10, digits, imagenet

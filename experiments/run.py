@@ -151,20 +151,20 @@ def run(spec: str, scale: str, options: Options, console: rich.console.Console) 
     Raises:
       UserError: The study or scale does not exist, a trial cannot run, or a signal interrupted it.
     """
-    this = study.module(spec).STUDY
-    if scale not in this.cost:
-        raise choice_error(f"scale of study {this.name}", scale, this.cost)
-    folder = writable(options.out / this.name / scale)
-    console.print(f"[bold]{this.title}[/]: {this.question}", markup=True)
-    for claim in this.claims:  # expectations are printed before anything runs
+    current_study = study.module(spec).STUDY
+    if scale not in current_study.cost:
+        raise choice_error(f"scale of study {current_study.name}", scale, current_study.cost)
+    folder = writable(options.out / current_study.name / scale)
+    console.print(f"[bold]{current_study.title}[/]: {current_study.question}", markup=True)
+    for claim in current_study.claims:  # expectations are printed before anything runs
         console.print(
             f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True, markup=True
         )
     start_time, jobs = time.time(), options.jobs or default_jobs()
     looks = verdicts.looks(options.seeds) if options.decided else [(options.seeds, ALPHA)]
     planned, outcomes, seen = sequential.run_until_decided(
-        this,
-        this.trials(scale, range(options.seeds)),
+        current_study,
+        current_study.trials(scale, range(options.seeds)),
         looks,
         functools.partial(
             trials.run_all,
@@ -183,7 +183,7 @@ def run(spec: str, scale: str, options: Options, console: rich.console.Console) 
         record["folder"]: outcome.seconds for record, outcome in zip(records, outcomes.all(), strict=True)
     }
     results = {
-        **content(this, spec, scale, outcomes, seen),
+        **content(current_study, spec, scale, outcomes, seen),
         "looks": [[count, level] for count, level in looks],
         "trials_at_once": jobs,
         "seconds_of_training": round(sum(seconds_by_folder.values()), 1),
@@ -194,31 +194,31 @@ def run(spec: str, scale: str, options: Options, console: rich.console.Console) 
         ),
         "trials": records,
     }
-    write(this, results, outcomes, folder)
+    write(current_study, results, outcomes, folder)
     show(results, console)
     console.print(f"written to {folder}", soft_wrap=True)
     return results
 
 
 def content(
-    this: study.Study, spec: str, scale: str, outcomes: study.Outcomes, seen: Sequence[sequential.Seen]
+    current_study: study.Study, spec: str, scale: str, outcomes: study.Outcomes, seen: Sequence[sequential.Seen]
 ) -> dict[str, Any]:
     """Returns the content of results.json: claims with their verdicts, tables, figures."""
     from experiments.study import forest
 
     claims = sequential.records(seen, outcomes)
     figures = {forest.NAME: forest.CAPTION} if forest.drawable(claims) else {}
-    figures |= {picture.name: picture.caption for picture in this.pictures}
+    figures |= {picture.name: picture.caption for picture in current_study.pictures}
     return {
-        "study": this.name,
-        "title": this.title,
-        "question": this.question,
+        "study": current_study.name,
+        "title": current_study.title,
+        "question": current_study.question,
         "scale": scale,
         "command": f"python -m experiments.run {spec} --scale={scale}",
         "verdict": study.overall(claims),
-        "would_change": this.would_change,
+        "would_change": current_study.would_change,
         "claims": claims,
-        "tables": [table._asdict() for table in this.tables(outcomes)],
+        "tables": [table._asdict() for table in current_study.tables(outcomes)],
         "figures": [{"file": f"{name}.png", "caption": caption} for name, caption in figures.items()],
         "environments": environments(outcomes),
     }
@@ -302,7 +302,7 @@ def _test(claim: Mapping[str, Any]) -> tuple[str, str]:
     return f"{claim['p']:.2g}", ", ".join(filter(None, (claim["test"], margin and f"margin {margin}", seeds)))
 
 
-def write(this: study.Study, results: Mapping[str, Any], outcomes: study.Outcomes, folder: Path) -> None:
+def write(current_study: study.Study, results: Mapping[str, Any], outcomes: study.Outcomes, folder: Path) -> None:
     """Writes results.json, results.md, one CSV per table and one PNG per picture."""
     from matplotlib.figure import Figure
 
@@ -312,7 +312,7 @@ def write(this: study.Study, results: Mapping[str, Any], outcomes: study.Outcome
 
     if forest.drawable(results["claims"]):
         save(forest.figure_of(results["claims"]), folder / f"{forest.NAME}.png")
-    for picture in this.pictures:
+    for picture in current_study.pictures:
         figure = Figure(figsize=picture.size, layout="constrained", dpi=120)
         picture.draw(outcomes, figure)
         save(figure, folder / f"{picture.name}.png")
@@ -355,7 +355,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(text)
 
 
-if __name__ == "__main__":  # only here: absl has one table of flags for the process
+if __name__ == "__main__":  # flags are defined only here, because absl has one table of them per process
     SCALE = flags.DEFINE_enum(
         "scale",
         "digits",

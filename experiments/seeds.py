@@ -79,7 +79,7 @@ def main() -> None:
     console.print(f"written to {out}")
 
 
-if __name__ == "__main__":  # only here: absl has one table of flags for the process
+if __name__ == "__main__":  # flags are defined only here, because absl has one table of them per process
     CONFIG = cli.define_config()
     SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds: 0, 1, …", lower_bound=2)
     WORKDIR = command.define_path("workdir", None, "Folder of the runs.")

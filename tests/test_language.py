@@ -20,7 +20,7 @@ BRITISH = "|".join(
     )
 )
 # Texts that results or goldens record
-RECORDED = ('drawn.images("neighbour"', "ms a step", "images a device")
+RECORDED = ('drawn.images("neighbour"',)
 
 
 def docstrings(tree):

@@ -1,4 +1,4 @@
-"""The command that explains images of a finished run, and writes pictures. See --help."""
+"""Explains images with the network of a finished run, and writes pictures. See --help."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from models.errors import UserError, choice_error
 from train import cli
 from train.setup import spec
 
-USAGE = """Draws pictures of what the network of a finished run sees in images, and bases its decisions on.
+USAGE = """Draws what the network of a finished run sees in images, and what it bases its decisions on.
 
     python -m experiments.explain --workdir=runs/x --indices=0,5,9 --method="grad_cam|guided_grad_cam"
     python -m experiments.explain --workdir=runs/x --image=cat.jpg --method="occlusion(size=32, stride=8)"
@@ -27,27 +27,31 @@ USAGE = """Draws pictures of what the network of a finished run sees in images, 
 
 --method takes one or several methods separated by |, with arguments as in a function call:
 
-of a decision, together in one picture, attributions.png, with one row per image and class:
+Methods that explain a decision. They share one picture, attributions.png, with one row per image and class:
     cam, attention_rollout, grad_cam(endpoint='stage3'), grad_cam_plus_plus(endpoint=…), counterfactual(endpoint=…),
     saliency, smooth_grad(samples=32, noise=0.15, seed=0), integrated_gradients(steps=64, baseline=0.0),
     guided_backprop, deconvnet, guided_grad_cam(endpoint=…)
-with their own picture:
-    occlusion(size=0, stride=0, color=0.5, endpoint='')      a square over the image; pixels (0: a quarter of the side,
-                                                             an eighth of the square); color: 0 black, 1 white
-    receptive_field(endpoint='', channel=-1, row=-1, column=-1)     the pixels that a unit sees (box), and those that
-                                                             matter to it; -1: all channels, the middle
-    top_patches(endpoint='', channels='0-7', k=9)            patches that activate channels most, over the --split
+Methods that each draw their own picture:
+    occlusion(size=0, stride=0, color=0.5, endpoint='')      a square moves over the image; size and stride in pixels
+                                                             (0: a quarter of the side, an eighth of the square);
+                                                             color: 0 black, 1 white
+    receptive_field(endpoint='', channel=-1, row=-1, column=-1)     the pixels that a unit sees (box), and those
+                                                             that matter to it; -1: all channels, the middle row
+                                                             or column
+    top_patches(endpoint='', channels='0-7', k=9)            the patches of the --split that activate each
+                                                             channel most
 
---target takes classes by name or number (several, separated by commas, get one row each), "top1" (the network's
-answer) or "label". A class with a comma in its name must be given by its number.
-A baseline has the units of normalized images: 0.0 is the mean color if the run normalizes by it.
-`python -m models.analysis NAME` lists the endpoints; a layer with a kernel is one by its path, stage2/block0/conv1.
+--target takes "top1" (the network's answer), "label", or classes by name or number. Several, separated by commas, get
+one row each. Use the number of a class that has a comma in its name.
+The baseline is in units of normalized images: 0.0 is the mean color if the run normalizes by the mean.
+`python -m models.analysis NAME` lists the endpoints. The path of a layer with a kernel, such as stage2/block0/conv1, is
+an endpoint, too.
 The deconvnet of a network without max-pooling hardly depends on the image.
 """
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> rich.table.Table:
-    """Returns, for the terminal, the network's answer for each image."""
+    """Returns a table for the terminal, with the network's answer for each image."""
     return terminal_table(
         ("image", "label", "explained", "most probable"),
         [
@@ -70,22 +74,22 @@ def parsed_methods(catalogue: Mapping[str, Callable[..., Any]]) -> Sequence[spec
       UserError: A method is unknown or missing, or one with its own picture is named twice.
     """
     calls = spec.parse("method", METHOD.value)
-    known = (*catalogue, *PICTURES)
+    allowed = (*catalogue, *PICTURES)
     if not calls:
-        raise UserError(f"--method is empty; allowed: {', '.join(known)}")
+        raise UserError(f"--method is empty; allowed: {', '.join(allowed)}")
     for call in calls:
-        if call.name not in known:
-            raise choice_error("method", call.name, known)
-    own = [call.name for call in calls if call.name in PICTURES]
-    if len(set(own)) < len(own):
-        raise UserError(f"--method={METHOD.value}: {', '.join(PICTURES)} draw one picture each: name each once")
+        if call.name not in allowed:
+            raise choice_error("method", call.name, allowed)
+    pictures_named = [call.name for call in calls if call.name in PICTURES]
+    if len(set(pictures_named)) < len(pictures_named):
+        raise UserError(f"--method={METHOD.value}: each of {', '.join(PICTURES)} draws one picture; name it once")
     return calls
 
 
 def parsed_indices() -> list[int] | None:
     """Returns the numbers of --indices; None for "mistakes"."""
     if IMAGE.value and INDICES.value:
-        raise UserError("--image and --indices exclude each other: set one of them")
+        raise UserError("--image and --indices exclude each other; set only one of them")
     if INDICES.value == ["mistakes"]:
         return None
     try:
@@ -106,7 +110,7 @@ def check_inputs(feed: Any) -> None:
 
 
 def main() -> None:
-    """Loads the run, explains, writes, prints."""
+    """Loads the run, draws the explanations, and writes and prints the results."""
     if not WORKDIR.value:
         raise UserError("--workdir is missing, e.g. --workdir=runs/x")
     from models.explain import catalogue
@@ -164,7 +168,7 @@ def main() -> None:
     console.print(f"written to {out}: {', '.join(written)}, explain.json", soft_wrap=True, highlight=False)
 
 
-if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
+if __name__ == "__main__":  # absl has one table of flags per process, and tests import this module
     WORKDIR = command.define_path("workdir", None, "Folder of the run.")
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Checkpoint of the run: last, or best (on its test set).")
     IMAGE = command.define_paths("image", [], "Image files and folders of images, separated by commas.")

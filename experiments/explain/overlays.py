@@ -1,6 +1,6 @@
 """Pictures of explanations: heat over images, panels of occlusion, receptive fields, grids of patches.
 
-All draw into a matplotlib Figure; images are uint8 [H, W, C] or numbers in [0, 1].
+The functions draw into a matplotlib Figure. Images are uint8 [H, W, C], or numbers in [0, 1] of that shape.
 """
 
 import math
@@ -20,12 +20,12 @@ BOXES = ("#39ff14", "#ff3df2", "#00e5ff")
 
 
 class Picture(NamedTuple):
-    """A picture beside or below an explanation, in the coordinates of the network's pixels.
+    """A picture to draw beside or below an explanation, in the coordinates of the network's input.
 
     Attributes:
-      pixels: the picture, which may be larger than what the network sees, and of another aspect ratio.
-      extent: (left, right, bottom, top) of the picture, where the network's pixels lie at whole numbers.
-      aspect: height of a pixel of the network, divided by its width, both measured on the picture.
+      pixels: The picture. It may show more than the network sees, and have another aspect ratio.
+      extent: (left, right, bottom, top) of the picture, where the pixels of the network's input have whole numbers.
+      aspect: Height of a pixel of the network's input divided by its width, both measured on the picture.
     """
 
     pixels: Any
@@ -34,15 +34,15 @@ class Picture(NamedTuple):
 
 
 def placed(pixels: Any, box: Sequence[float], size: Sequence[int]) -> Picture:
-    """Places a picture so that its part `box` lies under the network's pixels.
+    """Places a picture so that its part `box` covers the pixels of the network's input.
 
     Args:
-      pixels: [h, w, C].
-      box: (left, top, right, bottom), as shares of the picture's width and height.
-      size: height and width of the network's input.
+      pixels: The picture [h, w, C].
+      box: (left, top, right, bottom), as fractions of the picture's width and height.
+      size: Height and width of the network's input.
     """
     left, top, right, bottom = box
-    # pixels of the network per width and height of the picture
+    # Number of input pixels across the picture's width and down its height
     across, down = size[1] / (right - left), size[0] / (bottom - top)
     height, width = np.shape(pixels)[:2]
     extent = (-0.5 - left * across, -0.5 + (1 - left) * across, -0.5 + (1 - top) * down, -0.5 - top * down)
@@ -50,7 +50,7 @@ def placed(pixels: Any, box: Sequence[float], size: Sequence[int]) -> Picture:
 
 
 def _picture(image: Any) -> Picture:
-    """Returns an image of the network's own size as a Picture."""
+    """Returns an image as a Picture; a plain image has the size of the network's input."""
     return image if isinstance(image, Picture) else placed(image, (0, 0, 1, 1), np.shape(image)[:2])
 
 
@@ -62,7 +62,7 @@ def draw_image(axes: Any, image: Any, **options: Any) -> None:
 
 
 def _frame(axes: Any, image: Any) -> None:
-    """Makes the axes show all of an image or a Picture, in its own aspect ratio."""
+    """Makes the axes show all of an image or a Picture, without changing its aspect ratio."""
     picture = _picture(image)
     axes.set(xlim=picture.extent[:2], ylim=picture.extent[2:], aspect=picture.aspect)
 
@@ -71,9 +71,9 @@ class Panel(NamedTuple):
     """The result of one method for one image.
 
     Attributes:
-      values: [H, W], heat over the image, at least 0; or, if `signed`, [H, W, C], drawn as a picture around gray.
+      values: Heat [H, W], at least 0; if `signed`, [H, W, C], which is drawn as a picture where gray means 0.
       says: Text above the panel.
-      over: Whether the heat is laid over the image; otherwise it is drawn alone, bright where it is large.
+      over: Whether the heat covers the image. Otherwise it is drawn alone, bright where it is large.
     """
 
     values: Any
@@ -83,7 +83,7 @@ class Panel(NamedTuple):
 
 
 def shown(pixels: Any) -> np.ndarray:
-    """Returns an image for imshow: [H, W, 3]."""
+    """Returns an image in the form that imshow takes, [H, W, 3]."""
     pixels = np.asarray(pixels)
     return np.repeat(pixels, 3, 2) if pixels.shape[-1] == 1 else pixels
 
@@ -91,7 +91,7 @@ def shown(pixels: Any) -> np.ndarray:
 def around_gray(values: Any) -> np.ndarray:
     """Returns signed numbers [H, W, C] as a picture: 0 is gray, the largest magnitudes are black and white.
 
-    The outermost 0.5 % are clipped, because single pixels would darken the rest.
+    The largest 0.5% of the magnitudes are clipped, because otherwise single pixels make the rest gray.
     """
     values = np.asarray(values, np.float32)
     limit = np.quantile(np.abs(values), 0.995)
@@ -99,7 +99,7 @@ def around_gray(values: Any) -> np.ndarray:
 
 
 def share_of_largest(values: Any, quantile: float = 1.0) -> np.ndarray:
-    """Returns heat [H, W] scaled to [0, 1]; zeros if there is none."""
+    """Returns heat [H, W] scaled to [0, 1]; zeros stay zeros."""
     values = np.maximum(np.asarray(values, np.float32), 0)
     limit = np.quantile(values, quantile)
     return np.clip(values / limit, 0, 1) if limit > 0 else np.zeros_like(values)
@@ -124,7 +124,7 @@ def draw_panel(axes: Any, image: Any, panel: Panel) -> None:
     """Draws the result of one method over one image."""
     pixels = np.asarray(_picture(image).pixels)
     if isinstance(image, Picture):
-        axes.set_facecolor("0.5" if panel.signed else "black")  # around what the network sees
+        axes.set_facecolor("0.5" if panel.signed else "black")  # the color of the area that the network does not see
     if panel.signed:
         axes.imshow(around_gray(panel.values), interpolation="nearest")
     elif panel.over:
@@ -138,7 +138,7 @@ def draw_panel(axes: Any, image: Any, panel: Panel) -> None:
 
 
 class Row(NamedTuple):
-    """An image or a Picture, the texts at its left and above it, and a Panel (None: empty) for each column."""
+    """An image or a Picture, the texts to its left and above it, and a Panel (None if empty) for each column."""
 
     image: Any
     name: str
@@ -240,7 +240,7 @@ def draw_occlusion(
       square: Height and width of the square, in pixels.
       classes: Names of the classes.
       names: Names of the images.
-      color: Color of the square, as imshow takes an image of one pixel: [C] in [0, 1].
+      color: Color of the square: [C] in [0, 1], like a pixel.
     """
     edges = _edges(np.asarray(result["columns"]), square[1]), _edges(np.asarray(result["rows"]), square[0])
     grid = figure.subplots(len(images), 4, squeeze=False)
@@ -289,7 +289,7 @@ def draw_occlusion(
 
 
 def _edges(corners: np.ndarray, side: int) -> np.ndarray:
-    """Returns edges halfway between the centers of squares with these corners, in pixels, and as far outside them."""
+    """Returns edges, in pixels, halfway between the centers of the squares, and as far beyond the outer centers."""
     middles = corners + (side - 1) / 2
     if len(middles) == 1:
         return np.array([corners[0] - 0.5, corners[0] + side - 0.5])
@@ -309,7 +309,7 @@ def draw_receptive(
     mean: Any,
     says: str,
 ) -> None:
-    """Draws two panels per image, itself and its effective field, and one of the mean effective field of many images.
+    """Draws two panels per image, the image and its effective field, and then the mean effective field of many images.
 
     Args:
       figure: An empty figure.
@@ -338,7 +338,7 @@ def draw_receptive(
 
 
 def montage(patches: Sequence[Any], columns: int) -> np.ndarray:
-    """Tiles images of one size into one, [H, W, 3] in [0, 1], with `columns` per row and white between them."""
+    """Tiles images of one size into one, [H, W, 3] in [0, 1], with `columns` per row and white gaps."""
     patches = [
         shown(patch).astype(np.float32) / (255 if np.asarray(patch).dtype == np.uint8 else 1) for patch in patches
     ]
@@ -353,7 +353,7 @@ def montage(patches: Sequence[Any], columns: int) -> np.ndarray:
 
 
 def draw_patches(figure: Any, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> None:
-    """Draws one row per channel: (its name, one montage per column)."""
+    """Draws one row per channel; a row is (name of the channel, one montage per column)."""
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for axes, title in zip(grid[0], columns, strict=True):
         axes.set_title(title, fontsize=9, fontweight="bold")

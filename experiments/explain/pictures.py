@@ -11,7 +11,7 @@ from train.setup import spec
 
 
 def drawn(subject: Subject) -> Any:
-    """Returns what is drawn below and beside explanations of a subject: its own picture where there is one."""
+    """Returns the picture to draw below and beside explanations of a subject: the whole picture if it has one."""
     from experiments.explain import overlays
 
     if subject.view is None:
@@ -48,14 +48,14 @@ def attributions(job: Job, calls: Sequence[spec.Call], pairs: Sequence[tuple[int
     target, rows, records = np.asarray(explanations[0].target), [], []
     for i, number in enumerate(numbers):
         subject, row = job.subjects[number], probabilities[i]
-        says = "" if subject.label is None else f"label: {job.classes[subject.label]}"
-        says += f"\n{job.classes[target[i]]} {row[target[i]]:.0%}"
+        caption = "" if subject.label is None else f"label: {job.classes[subject.label]}"
+        caption += f"\n{job.classes[target[i]]} {row[target[i]]:.0%}"
         if target[i] != row.argmax():
-            says += f", top {job.classes[row.argmax()]} {row.max():.0%}"
+            caption += f", top {job.classes[row.argmax()]} {row.max():.0%}"
         panels = [
             panel_of(call.name, one.values[i], images.shape[1:3]) for call, one in zip(calls, explanations, strict=True)
         ]
-        rows.append(overlays.Row(drawn(subject), subject.name, says.strip(), panels))
+        rows.append(overlays.Row(drawn(subject), subject.name, caption.strip(), panels))
         records.append(
             {
                 "image": subject.name,
@@ -144,12 +144,12 @@ def receptive_field(
     images = job.images
     outline = method.outline(job.model, job.variables, images)
     name = method.map_endpoint(outline, endpoint or None)
-    height, width, _ = method.grid(outline.shape(name)) or (1, 1, 0)  # a map has places
+    height, width, _ = method.grid(outline.shape(name)) or (1, 1, 0)  # the endpoint is a map, so it has a grid
     place = (height // 2 if row < 0 else row, width // 2 if column < 0 else column)
     options = {"endpoint": name, "channel": None if channel < 0 else channel, "place": place}
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
     numbers = list(dict.fromkeys(number for number, _ in pairs))[:4]
-    own = [receptive.effective(job.model, job.variables, images[n : n + 1], **options) for n in numbers]
+    fields = [receptive.effective(job.model, job.variables, images[n : n + 1], **options) for n in numbers]
     many = images[:64]
     if job.subjects[0].label is not None:
         batch, _, mask = next(batches(job))
@@ -168,7 +168,7 @@ def receptive_field(
         [drawn(job.subjects[n]) for n in numbers],
         [job.subjects[n].name for n in numbers],
         None if field is None else field.clipped(*place, images.shape[1:3]),
-        own,
+        fields,
         mean,
         says,
     )
@@ -192,7 +192,7 @@ def top_patches(
 
 
 def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, list[tuple[str, list[np.ndarray]]]]:
-    """Returns the endpoint, and per channel its name and the montages of the k patches and of their two projections."""
+    """Returns the endpoint, and for each channel its name and montages of its k patches and their two projections."""
     import jax
 
     from experiments.explain import overlays
@@ -206,7 +206,7 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
     best = patches.top_patches(job.model, job.variables, batches(job), endpoint=name, channels=numbers, k=k)
     best = type(best)(*map(jax.device_get, best))
     if (best.index < 0).any():
-        raise UserError(f"{name}: its values are finite for fewer than {k} images of the split")
+        raise UserError(f"endpoint={name}: its values are finite for fewer than k={k} images of the split")
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
     height, width = job.run.images.image_shape[:2]
     rows = []
@@ -218,7 +218,7 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
             (0, 0, height, width) if field is None or min(field.size) >= max(height, width) else field.box(*place)
             for place in where
         ]
-        shown = [patches.crop(pixels, boxes)]
+        tiles = [patches.crop(pixels, boxes)]
         for rule in ("deconvnet", "guided"):
             projections = patches.projections(
                 job.model,
@@ -230,12 +230,12 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
                 columns=best.column[c],
                 rule=rule,
             )
-            shown.append(patches.crop(np.stack([overlays.around_gray(one) for one in np.asarray(projections)]), boxes))
+            tiles.append(patches.crop(np.stack([overlays.around_gray(one) for one in np.asarray(projections)]), boxes))
         side = int(np.ceil(np.sqrt(k)))
         rows.append(
             (
                 f"channel {channel}\n{best.values[c, 0]:.2f} … {best.values[c, -1]:.2f}",
-                [overlays.montage(list(some), side) for some in shown],
+                [overlays.montage(list(some), side) for some in tiles],
             )
         )
     return name, rows
@@ -247,10 +247,12 @@ def numbers_of(text: str, count: int) -> tuple[int, ...]:
     for part in text.replace(",", " ").split():
         low, _, high = part.partition("-")
         if not low.isdecimal() or not (high or low).isdecimal() or not int(low) <= int(high or low) < count:
-            raise ValueError(f"channels='{text}': must be numbers or ranges from 0 to {count - 1}, e.g. '0-7' or '3 9'")
+            raise ValueError(
+                f"channels='{text}': must be numbers or ranges between 0 and {count - 1}, e.g. '0-7' or '3 9'"
+            )
         numbers += range(int(low), int(high or low) + 1)
     if not numbers:
-        raise ValueError(f"channels='{text}' names no channel of 0 to {count - 1}")
+        raise ValueError(f"channels='{text}' names no channel; allowed: 0 to {count - 1}")
     return tuple(dict.fromkeys(numbers))
 
 

@@ -11,21 +11,21 @@ from train import predict
 from train.data import background, decode, view
 from train.data.view import View
 
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
+if TYPE_CHECKING:  # training code is imported only when it is needed
     from train.run import Network
 
 
-MOST = 64  # images of files that are explained at once, one row of a picture each
+MOST = 64  # maximum number of --image files to explain; each is a row of a picture
 
 
 class Subject(NamedTuple):
     """An image to explain.
 
     Attributes:
-      pixels: what the network sees, uint8 [H, W, C].
-      name: its name in pictures and tables.
-      label: its class, None if unknown.
-      view: the whole picture, on which explanations are drawn; None where the network sees all that is stored.
+      pixels: The part that the network sees, uint8 [H, W, C].
+      name: Its name in pictures and tables.
+      label: Its class; None if unknown.
+      view: The whole picture, on which explanations are drawn; None if the network sees all of it.
     """
 
     pixels: np.ndarray
@@ -67,7 +67,7 @@ class Job(NamedTuple):
 
 
 def files_of(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns (file, name) for each image that paths stand for; a folder stands for its images at any depth, by path.
+    """Returns (file, name) for each image; a folder contributes its images at any depth, named by their relative paths.
 
     Raises:
       UserError: A folder holds no images.
@@ -84,7 +84,8 @@ def files_of(paths: Sequence[str]) -> list[tuple[str, str]]:
 def from_files(run: "Network", paths: Sequence[str]) -> list[Subject]:
     """Reads the first MOST images of files and folders, cropped and resized as in the evaluation of the run.
 
-    Gray images on the wrong background are inverted, as `train.predict` does; see `train.data.background.matched`.
+    Gray images are inverted if their background differs from that of the training images, as in `train.predict`. See
+    `train.data.background.matched`.
     """
     decoder, shape, subjects = run.images.decoder, run.images.image_shape, []
     for file, name in files_of(paths)[:MOST]:
@@ -96,7 +97,11 @@ def from_files(run: "Network", paths: Sequence[str]) -> list[Subject]:
 
 
 def from_split(source: Any, split: str, indices: Sequence[int]) -> list[Subject]:
-    """Returns images of a split; raises UserError for an index that the split lacks."""
+    """Returns images of a split.
+
+    Raises:
+      UserError: The split has no image with one of the indices.
+    """
     subjects = []
     for index in indices:
         if not 0 <= index < len(source):
@@ -112,15 +117,15 @@ def _view_in(source: Any, index: int, pixels: np.ndarray) -> View | None:
     ((stored, _),) = source.fetch([index])
     if isinstance(stored, np.ndarray) or source.decoder.crop == "none":
         return None
-    is_crop = np.array_equal(source.decoder(stored), pixels)  # otherwise something was painted on it
+    is_crop = np.array_equal(source.decoder(stored), pixels)  # false if `data.select` painted something on it
     return view.of_file(source.decoder, pixels.shape, stored) if is_crop else None
 
 
 def mistakes(run: "Network", variables: Any, source: Any, count: int = 8) -> tuple[list[int], str]:
-    """Returns indices of the network's most confident errors in a split, as in mistakes.png, and a remark.
+    """Returns the indices of the network's most confident errors in a split, as in mistakes.png, and a remark.
 
-    If the network makes no error, the indices are those of its least confident answers, and the remark says so.
-    Otherwise the remark is "".
+    Without errors, the indices are those of its least confident answers, and the remark says so. Otherwise the remark
+    is "".
     """
     from train import evaluate
     from train.plots import figures
@@ -142,13 +147,13 @@ def targets(text: str, subjects: Sequence[Subject], classes: Sequence[str]) -> l
     """Returns pairs (number of the subject, class or -1 for the most probable), in the order of the subjects.
 
     Raises:
-      UserError: A class is unknown, or "label" is asked of an image without one.
+      UserError: A class is unknown, or "label" is requested for an image without one.
     """
     pairs = []
     for number, subject in enumerate(subjects):
         for name in map(str.strip, text.split(",")):
             if name == "label" and subject.label is None:
-                raise UserError(f"--target=label: {subject.name} has no label: name a class, or top1")
+                raise UserError(f"--target=label: {subject.name} has no label; name a class, or top1")
             pairs.append(
                 (number, -1 if name == "top1" else subject.label if name == "label" else class_of(name, classes))
             )
@@ -167,7 +172,7 @@ def class_of(name: str, classes: Sequence[str]) -> int:
 
 
 def batches(job: Job) -> Any:
-    """Yields the split's images as inputs of the network, with their indices in the split and a mask."""
+    """Yields batches of a split: images as inputs of the network, their indices in the split, and a mask."""
     start = 0
     for batch in job.run.images.batches(job.source):
         count = len(batch["mask"])

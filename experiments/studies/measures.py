@@ -1,7 +1,7 @@
-"""Measures of several studies on a trained network, besides its accuracy: functions (run, state) -> JSON values.
+"""Measures that several studies take on trained networks: functions (run, state) -> JSON values.
 
-A study imports the measures that its trials name. `state` holds numpy arrays. Functions import JAX themselves, so that
-a study's file can be read without it.
+A study imports the measures of its trials. `state` holds numpy arrays. The functions import JAX themselves, so that
+importing a study does not import JAX.
 """
 
 import base64
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
+if TYPE_CHECKING:  # measures import training code only when they run
     from train.run import Run
     from train.state import TrainState
 
@@ -21,10 +21,12 @@ STEPS = (0.5, 1.0, 2.0, 4.0)  # step lengths along the gradient, in learning rat
 
 
 def gap(run: "Run", state: "TrainState") -> dict[str, float]:
-    """Measures accuracy by mode.
+    """Measures accuracy in training mode and in evaluation mode.
 
-    Accuracy on training images with the statistics of the "batch", as many images as in training, and as in evaluation
-    ("train"); on the "test" set; and, with batch norm, on the test set with recomputed statistics ("recalibrated").
+    Returns:
+      Accuracy on training images in training mode, with batches as large as in training ("batch"), and in evaluation
+      mode ("train"); on the test set in evaluation mode ("test"); and, with batch norm, on the test set with
+      recomputed statistics ("recalibrated").
     """
     import jax
 
@@ -61,8 +63,8 @@ def along_gradient(
     """Measures the loss and its gradient along the gradient of loss(params, *arguments), as in Santurkar 2018, fig. 4.
 
     Returns:
-      {"loss": before the step and after each; "change": norm of the change of the gradient after each; "smoothness":
-      that norm divided by the distance}.
+      {"loss": before any step, and after each; "change": norm of the change of the gradient after each step;
+      "smoothness": that norm divided by the length of the step}.
     """
     import jax
     import optax
@@ -83,7 +85,7 @@ def along_gradient(
 
 
 def smoothness(run: "Run", state: "TrainState") -> dict[str, list[float]]:
-    """Measures `along_gradient` of the training loss on one batch of training images, STEPS learning rates away."""
+    """Measures the training loss on one batch by `along_gradient`, with steps of STEPS learning rates."""
     import jax
 
     def loss(params, state, batch):
@@ -94,7 +96,7 @@ def smoothness(run: "Run", state: "TrainState") -> dict[str, list[float]]:
 
 
 def layers(run: "Run", state: "TrainState", images: Any) -> list[str]:
-    """Returns the paths of the layers with a kernel, in the order of the computation, without shortcuts."""
+    """Returns the paths of the layers with a kernel, in the order in which they are computed, without shortcuts."""
     from models.layers.endpoint import order
 
     kernels = {"/".join(path) for path in _kernels(state.params)}
@@ -113,7 +115,7 @@ def _kernels(params: Any) -> dict[tuple[str, ...], Any]:
 
 
 def gradients(run: "Run", state: "TrainState") -> dict[str, list]:
-    """Measures for each of `layers` the norm of the training loss's gradient by its kernel, on 128 images."""
+    """Measures the norm of the training loss's gradient with respect to each layer's kernel, on 128 images."""
     import jax
     import jax.numpy as jnp
 
@@ -135,7 +137,8 @@ def gradients(run: "Run", state: "TrainState") -> dict[str, list]:
 def deletions(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures test accuracy after each block is replaced by its shortcut, as in Veit 2016, section 4.1.
 
-    A plain network has no shortcuts. There the identity replaces blocks whose input and output have the same shape.
+    A plain network has no shortcuts, so there the identity replaces those blocks whose input and output have the same
+    shape.
 
     Returns:
       {"blocks": names in order, "halving": whether each halves the resolution, "accuracy": without each, "whole":
@@ -184,7 +187,7 @@ def deletions(run: "Run", state: "TrainState") -> dict[str, Any]:
 
 
 def png(values: Any) -> str:
-    """Encodes pixels uint8 [H, W, C], or numbers in [0, 1], [H, W] or [H, W, 3], as a PNG in base64."""
+    """Encodes an image as a PNG in base64: uint8 [H, W, C], or numbers in [0, 1] of shape [H, W] or [H, W, 3]."""
     values, file = np.asarray(values), io.BytesIO()
     pixels = values if values.dtype == np.uint8 else np.round(255 * values).astype(np.uint8)
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels).save(file, "PNG")
@@ -192,6 +195,6 @@ def png(values: Any) -> str:
 
 
 def from_png(text: str) -> np.ndarray:
-    """Decodes the pixels of `png`, uint8 [H, W] or [H, W, 3]."""
+    """Decodes an image that `png` encoded: uint8 [H, W] or [H, W, 3]."""
     with Image.open(io.BytesIO(base64.b64decode(text))) as image:
         return np.array(image)

@@ -1,4 +1,4 @@
-"""Networks that studies compare at equal cost: a name, fields and an image size; all else is as in the paper."""
+"""Networks that studies compare at equal cost: each is a name with fields and an image size."""
 
 import functools
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ class Network(NamedTuple):
     Attributes:
       name: One of `models.list_models()`.
       fields: Fields of the model that differ from the defaults of its name.
-      size: Height and width to which images are resized; 0: unchanged. A network whose stem halves the resolution
-        gets images of twice the size when compared with one whose stem does not.
+      size: Height and width to which images are resized; 0 for unchanged images. A network whose stem halves the
+        resolution gets images of twice the size if it is compared with one whose stem does not.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Network(NamedTuple):
 
 
 def config(scale: str, network: Network, seed: int, epochs: int = 0) -> Any:
-    """Returns the recipe of configs/study.py with this network and its paper's ingredients; epochs 0: the recipe's."""
+    """Returns the recipe of configs/study.py with this network and its own ingredients; epochs 0 keeps the recipe's."""
     from ml_collections import ConfigDict
 
     c = recipe(f"configs/study.py:{scale},seed={seed},epochs={epochs},size={network.size}")
@@ -57,27 +57,27 @@ CELLS = {"mult-adds": count_of("mult_adds"), "parameters": count_of("parameters"
 
 
 def unequal(outcomes: Outcomes, field: str) -> float:
-    """Returns by which fraction the costliest network exceeds the cheapest in a field of the summaries."""
+    """Returns the fraction by which the costliest network exceeds the cheapest, by a field of the summaries."""
     costs = [outcome.summary[field] for outcome in outcomes if outcome.summary]
     return max(costs) / min(costs) - 1 if costs else 0.0
 
 
 def accuracies(outcomes: Outcomes, *names: str) -> str:
-    """Returns the accuracies of networks by their label, for a verdict."""
+    """Formats the accuracies of networks by their label."""
     return listed({name: outcomes.where(network=name).values("accuracy") for name in names})
 
 
 def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str, worth: float = evidence.POINT) -> Judge:
-    """Returns a judge: `high` is more accurate than `low`; both labels are of `kind`.
+    """Returns a judge: the network `high` is more accurate than `low`, both from the set `kind`.
 
     Nothing is decided if the costs, `field` of the summaries, differ by more than `tolerance`.
     """
 
     def judge(outcomes: Outcomes) -> Judgement:
         pair = outcomes.where(set=kind, network=[high, low])
-        apart = unequal(pair, field)
-        text = f"{accuracies(pair, high, low)}, with {field.replace('_', '-')} {apart:.1%} apart"
-        if apart > tolerance:
+        difference = unequal(pair, field)
+        text = f"{accuracies(pair, high, low)}, with {field.replace('_', '-')} {difference:.1%} apart"
+        if difference > tolerance:
             return missing(f"no comparison: {text}")
         first, second = (pair.where(network=name).values("accuracy", diverged=0.0) for name in (high, low))
         return Judgement(evidence.more(first, second, worth=worth), text)

@@ -36,13 +36,13 @@ class Evidence:
 
     Attributes:
       p_for, p_against: The two p values (see the module's docstring); 1 if nothing can be said.
-      estimate: Estimate of the effect, in the units of the outcomes; NaN if there is no single one.
+      estimate: Estimate of the effect, in the units of the outcomes; NaN if the statement has no single effect.
       low, high: Confidence interval of the effect, at LEVEL.
       margin: The value above which the effect agrees with the statement.
       unit: Unit of the effect; "points" are percentage points, stored as fractions.
       test: Name of the test.
       seeds: Seeds per group that would decide the statement at the same means and spreads; None if unknown.
-      note: The reason why nothing can be said, if that does not depend on the outcomes.
+      note: The reason why more seeds cannot decide the statement, if there is one.
     """
 
     p_for: float
@@ -224,7 +224,10 @@ def no_less(good: Values, reference: Values, margin: float = POINT, unit: str = 
 
 
 def equivalent(first: Values, second: Values, margin: float = POINT, unit: str = "points") -> Evidence:
-    """Tests whether two means differ by less than `margin` (two one-sided tests); wide intervals do not agree."""
+    """Tests whether two means differ by less than `margin` (two one-sided tests).
+
+    Means with a wide interval are not equivalent, however close they are.
+    """
     difference = _difference(first, second)
     if difference is None:
         return NOTHING

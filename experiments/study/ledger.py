@@ -57,7 +57,7 @@ class Ledger:
     def keep(self, line: dict[str, Any]) -> None:
         """Stores a line that is in the file.
 
-        The last line of a trial counts. It adds the measures of the line before it if the code is the same.
+        The last line of a trial counts. It inherits the measures of the line before it if their code is the same.
         """
         previous = self._lines.get(line["trial"])
         if previous and previous["code"] == line["code"]:
@@ -126,7 +126,8 @@ def _read(path: Path) -> Iterable[dict[str, Any]]:
 def code(modules: Iterable[str], files: Iterable[str] = ()) -> str:
     """Returns a digest of the code of modules and files, and of all modules of this project that they import.
 
-    Comments, docstrings and layout do not count. Nor do imports within functions of modules: name those explicitly.
+    Comments, docstrings and layout do not count. Neither do imports within functions of `modules`, so name the modules
+    that they import explicitly.
 
     Args:
       modules: Names, e.g. "train.loop", "models.resnet".

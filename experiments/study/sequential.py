@@ -25,7 +25,7 @@ class Seen:
     Attributes:
       claim: The claim.
       evidence: Its evidence, over all of its looks.
-      ours: Its numbers, in one sentence.
+      ours: Our numbers for it, in one sentence.
       used: Names of the numbers that the judge read, by group of trials.
       seeds: Number of seeds at the last look.
       next: Number of seeds at the next look; None after the last.
@@ -169,20 +169,20 @@ def steps(seen: Sequence[Seen], planned: Sequence[Trial], outcomes: Outcomes, mo
 
 
 def run_until_decided(
-    this: Study,
+    study: Study,
     planned: Sequence[Trial],
     looks: Looks,
     run: Callable[[Sequence[Trial]], Sequence[Outcome]],
     say: Callable[[str], None],
 ) -> tuple[list[Trial], Outcomes, list[Seen]]:
-    """Runs the trials of the first look, then those of the most promising claims, until nothing is left to decide.
+    """Runs the trials of the first look, then those for the most promising claims, until no claim can still be decided.
 
     Args:
-      this: The study.
-      planned: Its trials with all seeds of the last look.
+      study: The study.
+      planned: Its trials, with all seeds of the last look.
       looks: The looks.
-      run: Runs trials and returns their outcomes; raises OutOfTime when the budget has ended.
-      say: Receives lines of text for the user.
+      run: Runs trials and returns their outcomes; raises OutOfTime if the time budget has ended.
+      say: Prints a line for the user.
 
     Returns:
       (trials that ran, their outcomes, the claims at their last looks).
@@ -194,7 +194,7 @@ def run_until_decided(
     chosen = [trial for trial in planned if trial.labels.get("seed", 0) < looks[0][0]]
     outcomes = Outcomes(run(chosen))
     while True:
-        seen = [see(claim, outcomes, counts, looks) for claim in this.claims]
+        seen = [see(claim, outcomes, counts, looks) for claim in study.claims]
         possible = steps(seen, planned, outcomes, looks[-1][0])
         if not possible:
             return chosen, outcomes, seen

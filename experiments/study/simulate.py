@@ -158,7 +158,7 @@ def main() -> None:
         command.console().print(terminal_table(COLUMNS, rows, texts=3))
 
 
-if __name__ == "__main__":  # only here: absl has one table of flags for the process
+if __name__ == "__main__":  # flags are defined only here, because absl has one table of them per process
     ROUNDS = flags.DEFINE_integer("rounds", 100, "Number of simulated studies of each kind.", lower_bound=1)
     SEED = flags.DEFINE_integer("seed", 0, "Seed of the random draws.")
     MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown.")

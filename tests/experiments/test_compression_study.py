@@ -96,7 +96,7 @@ def test_claims_tables_and_pictures(outcomes, tmp_path):
         "header, checksum",
         "total",
     ]
-    assert outcome_of["Few bits a weight: error"].rows[0][:1] == [8] and outcome_of["Filters removed"].rows
+    assert outcome_of["Error with low-bit weights"].rows[0][:1] == [8] and outcome_of["Filters removed"].rows
     for table in outcome_of.values():
         assert all(len(row) == len(table.columns) for row in table.rows), table.title
     for picture in compression.STUDY.pictures:

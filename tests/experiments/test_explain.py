@@ -284,7 +284,7 @@ def test_a_folder_stands_for_its_images_by_path(job, tmp_path):
         (lambda job, tmp: act(job, "occlusion(width=3)"), "unexpected keyword argument 'width'"),
         (
             lambda job, tmp: act(job, "top_patches(channels='0-99')"),
-            "channels='0-99': must be numbers or ranges from 0 to",
+            "channels='0-99': must be numbers or ranges between 0 and",
         ),
         (lambda job, tmp: act(job, "top_patches(k=1000)"), "k=1000 must be 1 to 360"),
         (lambda job, tmp: act(job, "receptive_field(endpoint=stage9)"), "unknown endpoint 'stage9'.*stage1"),

@@ -36,8 +36,8 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     plain = {
         depth: point
-        for (depth,), own in outcomes.where(method="ResNet").groups("depth")
-        if (point := _point(own, own.values("mult_adds"), own.values("accuracy")))
+        for (depth,), resnets in outcomes.where(method="ResNet").groups("depth")
+        if (point := _point(resnets, resnets.values("mult_adds"), resnets.values("accuracy")))
     }
     label, color = "ResNet-" + ", ".join(map(str, plain)), COLORS["ResNet"]
     for axes in (left, right):
@@ -51,8 +51,10 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
 
 def _draw_deciding(axes: Any, outcomes: Outcomes) -> None:
     for method, label in (("ConvNet-AIG", "target"), ("BlockDrop", "penalty"), ("policy alone", "")):
-        own, points = outcomes.where(method=method), []
-        for value, group in [(v, own.where(**{label: v})) for v in own.distinct(label)] if label else [(None, own)]:
+        of_method, points = outcomes.where(method=method), []
+        for value, group in (
+            [(v, of_method.where(**{label: v})) for v in of_method.distinct(label)] if label else [(None, of_method)]
+        ):
             if point := _point(group, values_of(group, "as decided", "mult_adds"), accuracies(group)):
                 points.append(point)
                 if label:
@@ -64,9 +66,9 @@ def _draw_deciding(axes: Any, outcomes: Outcomes) -> None:
 
 def _draw_exits(axes: Any, outcomes: Outcomes) -> None:
     for method in WITH_EXITS:
-        own = outcomes.where(method=method).having("leaving")
+        of_method = outcomes.where(method=method).having("leaving")
         for batch, style, name in ((False, ".:", "each exit"), (True, ".-", "by image")):
-            if curves := [curve_of(o, batch) for o in own]:
+            if curves := [curve_of(o, batch) for o in of_method]:
                 points = [
                     (statistics.mean(c for c, _ in same) / 1e6, 100 * statistics.mean(a for _, a in same))
                     for same in zip(*curves, strict=True)
@@ -75,36 +77,36 @@ def _draw_exits(axes: Any, outcomes: Outcomes) -> None:
 
 
 def draw_used(outcomes: Outcomes, figure: Any) -> None:
-    """Draws the distribution of blocks, and of exits."""
+    """Draws how many blocks images use, and at which exits they leave."""
     left, right = figure.subplots(1, 2)
-    own = [o for o in first_seed(outcomes).having("decided") if o.labels["method"] != "policy alone"]
-    for i, outcome in enumerate(own):
+    deciding = [o for o in first_seed(outcomes).having("decided") if o.labels["method"] != "policy alone"]
+    for i, outcome in enumerate(deciding):
         used = outcome.measured["decided"]["used"]
         total, whole = sum(used), len(used) - 1
         for count, images in enumerate(used):
             if images:
                 color = COLORS[outcome.labels["method"]]
                 left.scatter(100 * count / whole, i, s=400 * images / total, color=color, alpha=0.7, linewidths=0)
-    left.set_yticks(range(len(own)), [name_of(o.labels) for o in own])
+    left.set_yticks(range(len(deciding)), [name_of(o.labels) for o in deciding])
     xlabel = "blocks computed (% of all); area: share of the images"
-    finish(left, xlabel=xlabel, xlim=(-5, 105), ylim=(max(len(own), 1) - 0.5, -0.5))
+    finish(left, xlabel=xlabel, xlim=(-5, 105), ylim=(max(len(deciding), 1) - 0.5, -0.5))
     exits = first_seed(outcomes).where(method="MSDNet").results("leaving")
     rows = [row for row in exits[0]["rows"] if "left" in row] if exits else []
-    base = [0.0] * len(rows)
+    bottoms = [0.0] * len(rows)
     for k in range(len(rows[0]["left"]) if rows else 0):
         shares = [100 * row["left"][k] for row in rows]
         color = colormaps["viridis"](k / max(1, len(rows[0]["left"]) - 1))
-        right.bar(range(len(rows)), shares, 0.8, bottom=base, label=f"exit {k + 1}", color=color)
-        base = [a + b for a, b in zip(base, shares, strict=True)]
+        right.bar(range(len(rows)), shares, 0.8, bottom=bottoms, label=f"exit {k + 1}", color=color)
+        bottoms = [a + b for a, b in zip(bottoms, shares, strict=True)]
     right.set_xticks(range(len(rows)), [f"{row['budget'] / 1e6:.2g}" for row in rows], fontsize=8)
     legend = {"fontsize": 9, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
     finish(right, legend=legend, xlabel="budget for the average image (millions of mult-adds)", ylabel="images (%)")
 
 
 def draw_classes(outcomes: Outcomes, figure: Any) -> None:
-    """Draws a panel per network, classes by blocks: the lowest target, and the joint training."""
-    own = first_seed(outcomes).having("decided")
-    chosen = [outcome for method in ("ConvNet-AIG", "BlockDrop") for outcome in own.where(method=method)[:1]]
+    """Draws classes by blocks, one panel for the gates with the lowest target and one for the joint training."""
+    deciding = first_seed(outcomes).having("decided")
+    chosen = [outcome for method in ("ConvNet-AIG", "BlockDrop") for outcome in deciding.where(method=method)[:1]]
     if not chosen:
         return
     panels, image = panels_by(figure, len(chosen)), None
@@ -121,13 +123,13 @@ def draw_extremes(outcomes: Outcomes, figure: Any) -> None:
     def example(one: dict[str, Any]) -> tuple[Any, str]:
         return from_png(one["image"]), f"{one['label']}\n{one['says']}"
 
-    # The first of each method
+    # The first outcome of each method
     chosen = {o.labels["method"]: o for o in reversed(first_seed(outcomes).having("extremes"))}
     figures.images_in_rows(
         figure,
         [
-            (f"{name_of(outcome.labels)}\n{kind}", list(map(example, shown)))
+            (f"{name_of(outcome.labels)}\n{kind}", list(map(example, images)))
             for outcome in chosen.values()
-            for kind, shown in outcome.measured["extremes"].items()
+            for kind, images in outcome.measured["extremes"].items()
         ],
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.studies.measures import png
 
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
+if TYPE_CHECKING:  # measures import training code only when they run
     from train.run import Run
     from train.state import TrainState
 
@@ -20,9 +20,9 @@ def decided(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures a network with gates or a policy.
 
     Returns:
-      "rows" of `train.adaptive.measure`; "blocks", their names; "by_class", for each class the share of its images for
-      which each block is computed; "used", the number of images that use 0, 1, … blocks; "paths", the number of
-      distinct choices.
+      "rows" of `train.adaptive.measure`; "blocks", their names; "by_class", for each class the fraction of its images
+      for which each block is computed; "used", the number of images that use 0, 1, … blocks; "paths", the number of
+      distinct choices of blocks.
     """
     from train import adaptive
 
@@ -77,11 +77,11 @@ def _example(run: "Run", index: int, says: str) -> dict[str, Any]:
 
 
 def heuristics(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures accuracy with as many blocks as a policy uses on average, chosen differently (Wu 2018, section 4.2).
+    """Measures accuracy with other choices of as many blocks as a policy uses on average (Wu 2018, section 4.2).
 
     Returns:
-      "blocks", their number, and the accuracy of the "policy", of the "first" blocks, of "distributed" ones, and of
-      "random" ones, which differ from image to image.
+      "blocks", their number, and the accuracy with the blocks of the "policy", with the "first" blocks, with evenly
+      "distributed" blocks, and with "random" blocks, which differ from image to image.
     """
     import jax
     import jax.numpy as jnp

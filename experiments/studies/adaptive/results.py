@@ -12,7 +12,7 @@ from experiments.study.verdicts import Judgement, finite, mean, missing, more, s
 from models.analysis.cost import short
 
 WITH_EXITS = ("MSDNet", "ResNet with exits")
-BLOCK = 0.5  # number of blocks: smallest difference that matters, and allowance of the joint training
+BLOCK = 0.5  # number of blocks: the smallest difference that matters, and the most that joint training may add
 PUBLISHED = [  # (network, accuracy in percent, its blocks or mult-adds, source)
     ("ResNet-110, CIFAR-10", "93.39", "0.5 G mult-adds", "Veit 2018, table 1"),
     ("ConvNet-AIG 110, t = 0.7", "94.24", "0.41 G, 82 % of its layers", "Veit 2018, table 1"),
@@ -35,7 +35,7 @@ PUBLISHED = [  # (network, accuracy in percent, its blocks or mult-adds, source)
 
 
 def values_of(outcomes: Outcomes, way: str, field: str, diverged: float = math.nan) -> list[float]:
-    """Returns a number of the row "all blocks" or "as decided" of each outcome; `diverged` if training diverged."""
+    """Returns a number from the row "all blocks" or "as decided" of each outcome; `diverged` if training diverged."""
     rows = (
         next((row for row in o.measured.get("decided", {}).get("rows", ()) if row["way"] == way), None)
         for o in outcomes
@@ -44,7 +44,7 @@ def values_of(outcomes: Outcomes, way: str, field: str, diverged: float = math.n
 
 
 def accuracies(outcomes: Outcomes, diverged: float = math.nan) -> list[float]:
-    """Returns accuracies with the blocks that the network decides on; `diverged` if training diverged."""
+    """Returns accuracies with the blocks that the network chooses; `diverged` if training diverged."""
     return values_of(outcomes, "as decided", "accuracy", diverged)
 
 
@@ -61,7 +61,7 @@ def _with_savings(outcomes: Outcomes) -> str:
 
 
 def _saved(outcomes: Outcomes) -> list[float]:
-    """Returns the saved share of the mult-adds of the network with all of its blocks."""
+    """Returns the fraction of mult-adds saved, relative to the network with all of its blocks."""
     pairs = zip(
         values_of(outcomes, "as decided", "mult_adds"), values_of(outcomes, "all blocks", "mult_adds"), strict=True
     )
@@ -72,33 +72,33 @@ def _saved(outcomes: Outcomes) -> list[float]:
 
 
 def gates_save(outcomes: Outcomes) -> Judgement:
-    """Compares gates with a ResNet, and their saved mult-adds with a tenth."""
+    """Tests whether networks with gates are as accurate as a ResNet and save a tenth of the mult-adds."""
     gated = outcomes.where(method="ConvNet-AIG")
     plain = outcomes.where(method="ResNet", depth=38).values("accuracy")
     target = 0.7 if 0.7 in gated.distinct("target") else max(gated.distinct("target"))
-    own = gated.where(target=target)
-    cheap = evidence.above(_saved(own), 0.1)
+    at_target = gated.where(target=target)
+    saves = evidence.above(_saved(at_target), 0.1)
     return Judgement(
-        evidence.all_of(evidence.no_less(accuracies(own, 0.0), plain, POINT / 2), cheap),
-        f"ConvNet-AIG 38, target {target}: {_with_savings(own)}; ResNet-38 {spread(plain)}",
+        evidence.all_of(evidence.no_less(accuracies(at_target, 0.0), plain, POINT / 2), saves),
+        f"ConvNet-AIG 38, target {target}: {_with_savings(at_target)}; ResNet-38 {spread(plain)}",
     )
 
 
 def all_better(outcomes: Outcomes) -> Judgement:
-    """Compares all blocks with those decided on; means by seed over all targets."""
-    own = outcomes.where(method="ConvNet-AIG")
-    seeds = [group for _, group in own.groups("seed")]
+    """Compares all blocks with those that the gates choose, by each seed's mean over all targets."""
+    gated = outcomes.where(method="ConvNet-AIG")
+    seeds = [group for _, group in gated.groups("seed")]
     means = {
         way: [statistics.mean(values_of(group, way, "accuracy")) for group in seeds]
         for way in ("all blocks", "as decided")
     }
-    return more(means, start=f"means over targets {', '.join(map(str, own.distinct('target')))}: ", digits=2)
+    return more(means, start=f"means over targets {', '.join(map(str, gated.distinct('target')))}: ", digits=2)
 
 
 def targets(outcomes: Outcomes) -> Judgement:
     """Tests whether accuracy rises with the target."""
-    own = outcomes.where(method="ConvNet-AIG")
-    groups = {target: own.where(target=target) for target in sorted(own.distinct("target"))}
+    gated = outcomes.where(method="ConvNet-AIG")
+    groups = {target: gated.where(target=target) for target in sorted(gated.distinct("target"))}
     if len(groups) < 3:
         return missing("not part of this scale")
     rises = evidence.trend([(target, accuracies(group, 0.0)) for target, group in groups.items()])
@@ -107,20 +107,20 @@ def targets(outcomes: Outcomes) -> Judgement:
 
 def _joint(outcomes: Outcomes, choose: Callable[[Iterable[float]], float]) -> tuple[Outcomes, float]:
     """Returns the joint training with the lowest (min) or highest (max) penalty, and that penalty."""
-    own = outcomes.where(method="BlockDrop")
-    penalty = choose(own.distinct("penalty"))
-    return own.where(penalty=penalty), penalty
+    joint = outcomes.where(method="BlockDrop")
+    penalty = choose(joint.distinct("penalty"))
+    return joint.where(penalty=penalty), penalty
 
 
 @needs(method="BlockDrop")
 def policy_saves(outcomes: Outcomes) -> Judgement:
-    """Compares a policy with the whole network, and its number of blocks with two thirds."""
+    """Tests whether a policy is as accurate as the whole network with at most two thirds of its blocks."""
     plain = outcomes.where(method="ResNet-32, twice as long").values("accuracy")
-    own, penalty = _joint(outcomes, max)
-    few = evidence.above([-x for x in _blocks(own)], -10, unit="blocks")
+    joint, penalty = _joint(outcomes, max)
+    few_blocks = evidence.above([-x for x in _blocks(joint)], -10, unit="blocks")
     return Judgement(
-        evidence.all_of(evidence.no_less(accuracies(own, 0.0), plain), few),
-        f"ResNet-32 {spread(plain)} with 15 blocks; penalty {penalty:g}: {_with_blocks(own)}",
+        evidence.all_of(evidence.no_less(accuracies(joint, 0.0), plain), few_blocks),
+        f"ResNet-32 {spread(plain)} with 15 blocks; penalty {penalty:g}: {_with_blocks(joint)}",
     )
 
 
@@ -129,18 +129,18 @@ def joint_better(outcomes: Outcomes) -> Judgement:
     """Compares training policy and network together with the policy alone."""
     alone, (joint, penalty) = outcomes.where(method="policy alone"), _joint(outcomes, min)
     better = evidence.more(accuracies(joint, 0.0), accuracies(alone, 0.0))
-    few = evidence.no_less(_blocks(alone), _blocks(joint), BLOCK, "blocks")
+    few_blocks = evidence.no_less(_blocks(alone), _blocks(joint), BLOCK, "blocks")
     ours = f"together (penalty {penalty:g}) {_with_blocks(joint)}, policy alone {_with_blocks(alone)}"
-    return Judgement(evidence.all_of(better, few), ours)
+    return Judgement(evidence.all_of(better, few_blocks), ours)
 
 
 @needs(method="BlockDrop")
 def penalties(outcomes: Outcomes) -> Judgement:
     """Compares the blocks that remain under the highest penalty with those under the lowest."""
-    used = {f"penalty {penalty:g}": _blocks(own) for own, penalty in (_joint(outcomes, f) for f in (max, min))}
-    if len(used) < 2:
+    blocks = {f"penalty {penalty:g}": _blocks(joint) for joint, penalty in (_joint(outcomes, f) for f in (max, min))}
+    if len(blocks) < 2:
         return missing("not part of this scale")
-    return more(used, 0.0, "blocks with ", percent=False, separator=", ", worth=BLOCK, unit="blocks")
+    return more(blocks, 0.0, "blocks with ", percent=False, separator=", ", worth=BLOCK, unit="blocks")
 
 
 # -- curves --------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ Curve = list[tuple[float, float]]  # points (mult-adds, accuracy), ascending
 
 
 def curve_of(outcome: Outcome, batch: bool) -> Curve:
-    """Returns the curve of a network with exits: thresholds by budget, or each exit for all images."""
+    """Returns the curve of a network with exits: thresholds by budget if `batch`, else each exit for all images."""
     rows = outcome.measured.get("leaving", {}).get("rows", ())
     return sorted((row["mult_adds"], row["accuracy"]) for row in rows if (row["way"] == "batch") == batch)
 
@@ -171,8 +171,8 @@ def _average(curve: Curve, low: float, high: float) -> float:
 def _means(outcomes: Outcomes, first: tuple[str, bool], second: tuple[str, bool]) -> tuple[list[float], list[float]]:
     """Returns, by seed, the mean accuracy of two curves, (method, batch), over the costs that both cover."""
     means = []
-    for _, own in outcomes.groups("seed"):
-        pair = [curve_of(one, batch) for method, batch in (first, second) for one in own.where(method=method)]
+    for _, same_seed in outcomes.groups("seed"):
+        pair = [curve_of(one, batch) for method, batch in (first, second) for one in same_seed.where(method=method)]
         if len(pair) == 2 and all(pair):
             low, high = max(curve[0][0] for curve in pair), min(curve[-1][0] for curve in pair) * (1 - 1e-9)
             means.append([_average(curve, low, high) if low < high else float("nan") for curve in pair])
@@ -180,34 +180,34 @@ def _means(outcomes: Outcomes, first: tuple[str, bool], second: tuple[str, bool]
 
 
 def scales_better(outcomes: Outcomes) -> Judgement:
-    """Compares exits that are the same for every image."""
+    """Compares MSDNet with a ResNet with exits, when all images leave at the same exit."""
     means = dict(zip(WITH_EXITS, _means(outcomes, *((method, False) for method in WITH_EXITS)), strict=True))
-    return more(means, start="means over the mult-adds that both have: ", digits=2)
+    return more(means, start="means over the mult-adds that both cover: ", digits=2)
 
 
 def batch_better(outcomes: Outcomes) -> Judgement:
-    """Compares budgets spent per image with the same exit for all images, within each network."""
-    parts, shown = [], []
+    """Compares spending a budget by image with the same exit for all images, within each network."""
+    parts, texts = [], []
     for method in WITH_EXITS:
-        by_image, alike = _means(outcomes, (method, True), (method, False))
-        parts.append(evidence.above([a - b for a, b in zip(by_image, alike, strict=True)], 0.0, POINT))
-        shown.append(
-            f"{method}: by image {spread(by_image, digits=2)}, the same exit for all {spread(alike, digits=2)}"
+        by_image, by_exit = _means(outcomes, (method, True), (method, False))
+        parts.append(evidence.above([a - b for a, b in zip(by_image, by_exit, strict=True)], 0.0, POINT))
+        texts.append(
+            f"{method}: by image {spread(by_image, digits=2)}, the same exit for all {spread(by_exit, digits=2)}"
         )
-    return Judgement(evidence.all_of(*parts), "; ".join(shown))
+    return Judgement(evidence.all_of(*parts), "; ".join(texts))
 
 
 def above_resnets(outcomes: Outcomes) -> Judgement:
-    """Compares MSDNet with each ResNet within its range, at the cost of the ResNet."""
-    parts, shown = [], []
+    """Compares MSDNet with each ResNet whose cost is in its range, at the cost of the ResNet."""
+    parts, texts = [], []
     curves = [curve_of(outcome, True) for outcome in outcomes.where(method="MSDNet")]
-    for (depth,), own in outcomes.where(method="ResNet").groups("depth"):
-        plain, cost = own.values("accuracy", 0.0), mean(own.values("mult_adds"))
-        there = [_at(curve, cost) if curve else 0.0 for curve in curves]
-        if not math.isnan(sum(there, cost)):
-            parts.append(evidence.more(there, plain))
-            shown.append(f"ResNet-{depth} {spread(plain)}, MSDNet there {spread(there)}")
-    return Judgement(evidence.all_of(*parts), "; ".join(shown)) if parts else missing("no ResNet is within its range")
+    for (depth,), resnets in outcomes.where(method="ResNet").groups("depth"):
+        plain, cost = resnets.values("accuracy", 0.0), mean(resnets.values("mult_adds"))
+        at_its_cost = [_at(curve, cost) if curve else 0.0 for curve in curves]
+        if not math.isnan(sum(at_its_cost, cost)):
+            parts.append(evidence.more(at_its_cost, plain))
+            texts.append(f"ResNet-{depth} {spread(plain)}, MSDNet there {spread(at_its_cost)}")
+    return Judgement(evidence.all_of(*parts), "; ".join(texts)) if parts else missing("no ResNet is within its range")
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
@@ -225,13 +225,13 @@ def name_of(labels: Mapping[str, Any]) -> str:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns accuracy and cost of all networks; exits; classes."""
+    """Returns tables of all networks, of exits, of other choices of blocks, and of classes."""
     return [
         _table_of_networks(outcomes),
         *(
-            _table_of_exits(method, own)
+            _table_of_exits(method, measured)
             for method in WITH_EXITS
-            if (own := outcomes.where(method=method).results("leaving"))
+            if (measured := outcomes.where(method=method).results("leaving"))
         ),
         *_table_of_heuristics(outcomes),
         _table_of_classes(first_seed(outcomes)),
@@ -242,16 +242,16 @@ def tables(outcomes: Outcomes) -> list[Table]:
 def _table_of_networks(outcomes: Outcomes) -> Table:
     rows = []
     for name in dict.fromkeys(name_of(outcome.labels) for outcome in outcomes):
-        own = Outcomes([outcome for outcome in outcomes if name_of(outcome.labels) == name])
-        first, whole = own.first(), _cost(own.values("mult_adds"))
+        runs = Outcomes([outcome for outcome in outcomes if name_of(outcome.labels) == name])
+        first, full_cost = runs.first(), _cost(runs.values("mult_adds"))
         row = [name, f"{int(first['parameters']) if first else 0:,}"]
-        if own[0].labels["method"] in WITH_EXITS or own[0].labels["method"].startswith("ResNet"):
-            rows.append([*row, spread(own.values("accuracy"), digits=2), whole, whole, "", ""])
+        if runs[0].labels["method"] in WITH_EXITS or runs[0].labels["method"].startswith("ResNet"):
+            rows.append([*row, spread(runs.values("accuracy"), digits=2), full_cost, full_cost, "", ""])
             continue
-        cost = _cost(values_of(own, "as decided", "mult_adds"))
-        paths = finite(own.measured("decided", "paths"))
-        row += [spread(accuracies(own), digits=2), whole, f"{cost} ({spread(_saved(own))} saved)"]
-        rows.append([*row, spread(_blocks(own), percent=False), spread(paths, percent=False, digits=0)])
+        cost = _cost(values_of(runs, "as decided", "mult_adds"))
+        paths = finite(runs.measured("decided", "paths"))
+        row += [spread(accuracies(runs), digits=2), full_cost, f"{cost} ({spread(_saved(runs))} saved)"]
+        rows.append([*row, spread(_blocks(runs), percent=False), spread(paths, percent=False, digits=0)])
     costs = ("mult-adds, all of it", "on average", "blocks", "different choices of blocks")
     return Table("Networks", ("network", "parameters", "accuracy", *costs), rows)
 
@@ -261,12 +261,12 @@ def _table_of_heuristics(outcomes: Outcomes) -> list[Table]:
     blocks = spread([one["blocks"] for one in results], percent=False)
     ways = ("policy", "first", "distributed", "random")
     rows = [[way, blocks, spread([one[way] for one in results])] for way in ways]
-    title = "Blocks chosen otherwise, of a ResNet-32 that is not trained on"
-    return [Table(title, ("which blocks", "of 15", "accuracy"), rows)] if results else []
+    title = "Other choices of blocks, in a ResNet-32 whose weights stay the same"
+    return [Table(title, ("chosen by", "blocks of 15", "accuracy"), rows)] if results else []
 
 
 def _table_of_exits(method: str, results: Sequence[dict[str, Any]]) -> Table:
-    """Returns budgets and exits, means over seeds."""
+    """Returns a table with one row per exit and per budget; means over seeds."""
     rows = []
     for same in zip(*(one["rows"] for one in results), strict=True):
         left = same[0].get("left")
@@ -278,12 +278,12 @@ def _table_of_exits(method: str, results: Sequence[dict[str, Any]]) -> Table:
                 " ".join(f"{share:.0%}" for share in left) if left else "",
             ]
         )
-    columns = ("way", "accuracy", "mult-adds on average", "images that leave at each exit, first seed")
+    columns = ("way", "accuracy", "mult-adds on average", "share of images that leave at each exit, first seed")
     return Table(f"{method}: exits and budgets", columns, rows)
 
 
 def _table_of_classes(outcomes: Outcomes) -> Table:
-    """Returns the mean cost of each class."""
+    """Returns a table of the mean cost of each class, for the networks that decide by image."""
     columns, classes = {}, []
     for outcome in outcomes:
         name = name_of(outcome.labels)
@@ -293,7 +293,7 @@ def _table_of_classes(outcomes: Outcomes) -> Table:
         elif leaving := outcome.measured.get("leaving"):
             columns[f"{name}: mult-adds"] = [short(spent or 0).strip() for spent in leaving["by_class"]]
     return Table(
-        "What the images of each class take on average, first seed",
+        "Average cost of the images of each class, first seed",
         ("class", *columns),
         [[name, *(values[i] for values in columns.values())] for i, name in enumerate(classes)],
     )

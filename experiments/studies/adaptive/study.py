@@ -5,12 +5,12 @@
   Wu et al. 2018           BlockDrop: dynamic inference paths in residual networks, arXiv 1711.08393
 
 digits     scikit-learn's digits, 8x8; networks at half of their width
-cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (lossy; for CIFAR-10 itself change SETS);
-           4 epochs and no policies: as much as a CPU can do in two hours
+cifar10    cifar10_jpeg, a TFDS set that $TFDS_DATA_DIR must contain (it is lossy; to use CIFAR-10 itself, change SETS);
+           4 epochs and no policies, which is as much as a CPU can do in two hours
 
-All networks learn from the same images for the same time; images on which the thresholds of budgets are fitted are left
-out for all. A policy and its joint training come after the training of its network, which is then trained twice as
-long, as in the paper.
+All networks learn from the same images for the same number of epochs. The images that the thresholds of budgets are
+fitted on are held out for all of them. A policy is trained after its network, and the joint training after the policy.
+So they are compared with a network that trains for twice as long, as in the paper.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ SETS = {"cifar10": "tfds:cifar10_jpeg"}
 TRAINED = {"digits": "train_fit", "cifar10": "train[:45000]"}
 EPOCHS = {"digits": 40, "cifar10": 4}
 WIDTH = {"digits": 8, "cifar10": 16}
-DEPTHS = {"digits": (8, 20, 32, 38), "cifar10": (8, 14, 38)}  # 38: for the gates; 32: for the policy
+DEPTHS = {"digits": (8, 20, 32, 38), "cifar10": (8, 14, 38)}  # 38 is compared with gates; a policy starts from 32
 TARGETS = {"digits": (0.3, 0.5, 0.7, 0.9), "cifar10": (0.5,)}
-PENALTIES = {"digits": (1.0, 10.0), "cifar10": ()}  # penalties of the joint training; none: no policy
+PENALTIES = {"digits": (1.0, 10.0), "cifar10": ()}  # penalties of the joint training; without any, no policy trains
 
 
 def _with_exits(scale: str) -> dict[str, Network]:
@@ -43,7 +43,7 @@ def _with_exits(scale: str) -> dict[str, Network]:
 
 
 def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
-    """Lists residual networks; gates; a policy, alone and jointly; exits."""
+    """Lists residual networks; networks with gates; policies, trained alone and jointly; networks with exits."""
     planned = []
     for seed in seeds:
         whole = {}
@@ -102,7 +102,7 @@ CLAIMS = [
         "Gates save computation at no loss of accuracy.",
         "ConvNet-AIG 110 5.76 % error with 82 % of its layers, ResNet-110 6.61 %",
         "Veit 2018, table 1",
-        "target 0.7 (cifar10: 0.5): at most half a point worse than a "
+        "with target 0.7 (cifar10: 0.5), at most half a point worse than a "
         "ResNet-38, with at least a tenth of the mult-adds saved",
         results.gates_save,
     ),
@@ -110,7 +110,7 @@ CLAIMS = [
         "With all of its blocks computed, a network with gates is better still.",
         "5.14 % error against 5.76 %",
         "Veit 2018, table 1",
-        "better, mean over all targets",
+        "higher accuracy than with the blocks that the gates choose, mean over all targets",
         results.all_better,
         0.0062,
     ),
@@ -118,7 +118,7 @@ CLAIMS = [
         "A lower target rate costs accuracy.",
         "ImageNet, ConvNet-AIG 50: t = 0.4 24.75 %, 0.7 23.83 % error",
         "Veit 2018, figure 3",
-        "accuracy rises with the target (a line over all targets)",
+        "accuracy rises with the target (slope of a line over all targets)",
         results.targets,
         0.0092,
     ),
@@ -134,7 +134,7 @@ CLAIMS = [
         "Training policy and network together recovers what the policy alone loses.",
         "ResNet-32: 88.6 % with 9.4 blocks alone, 91.3 % with 6.9 together",
         "Wu 2018, table 1",
-        "with the lowest penalty, more accurate with at most half a block more",
+        "with the lowest penalty, more accurate than the policy alone, with at most half a block more",
         results.joint_better,
     ),
     Claim(
@@ -148,21 +148,21 @@ CLAIMS = [
         "Multi-scale features make better early exits.",
         "MSDNet is above ResNets with exits at all budgets (figure only)",
         "Huang 2018, section 5, anytime",
-        "more accurate, mean over the mult-adds that both have",
+        "MSDNet is more accurate, mean over the range of mult-adds that both networks cover",
         results.scales_better,
     ),
     Claim(
         "To spend a budget by image is better than the same for every image.",
         "budgeted batch is above anytime at equal cost (figures only)",
         "Huang 2018, section 5",
-        "in both kinds of network more accurate, mean over the mult-adds that both ways have",
+        "more accurate in both kinds of network, mean over the range of mult-adds that both ways cover",
         results.batch_better,
     ),
     Claim(
         "An MSDNet is better than residual networks of its cost.",
         "above all ResNets of different depth (figure only)",
         "Huang 2018, section 5, budgeted",
-        "more accurate than each ResNet whose cost is within its range, at that cost",
+        "more accurate than each ResNet whose cost is in its range, at the cost of that ResNet",
         results.above_resnets,
     ),
 ]
@@ -170,14 +170,15 @@ CLAIMS = [
 STUDY = Study(
     name="adaptive",
     title="Adaptive inference",
-    question="How much computation is saved if a network computes only what each image needs, and at what accuracy?",
-    would_change="Images that differ in difficulty. On digits, the shallowest ResNet is within a point of the deepest, "
-    "so gates and exits have nothing to choose; cifar10 scale may differ. Longer training of the gates, "
-    "now and then with all blocks computed. For BlockDrop, a penalty between the two, at which two thirds of the "
+    question="How much computation does a network save by computing only what each image needs, and how much accuracy "
+    "does that cost?",
+    would_change="Images that differ more in difficulty: on digits, the shallowest ResNet is within a point of the "
+    "deepest, so gates and exits have nothing to choose. The cifar10 scale may differ. Longer training of the gates, "
+    "sometimes with all blocks computed. For BlockDrop, a penalty between the two, at which two thirds of the "
     "blocks remain.",
     cost={
         "digits": "14 runs per seed: about 8 minutes per seed on 2 cores",
-        "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 6 runs per seed: about 2 hours per seed on a core",
+        "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 6 runs per seed: about 2 hours per seed on one core",
     },
     trials=trials,
     claims=CLAIMS,
@@ -186,18 +187,24 @@ STUDY = Study(
         Picture(
             "curves",
             "Accuracy by average mult-adds per image. Left: networks that skip blocks. Right: networks with exits; "
-            "the same exit for all images (dotted), or thresholds by budget (solid). Mean over seeds.",
+            "the same exit for all images (dotted), or thresholds that spend a budget by image (solid). Mean "
+            "over seeds.",
             figures.draw_curves,
             (11.0, 4.6),
         ),
         Picture(
             "used",
-            "Number of blocks that test images use (left), and the exits at which they leave an MSDNet, by budget "
-            "(right); first seed.",
+            "Left: the number of blocks that test images use. Right: the exits at which they leave an MSDNet, by "
+            "budget. First seed.",
             figures.draw_used,
             (11.0, 4.2),
         ),
-        Picture("classes", "Share of each class that uses a block (first seed).", figures.draw_classes, (11.0, 5.0)),
+        Picture(
+            "classes",
+            "Fraction of each class's images for which a block is computed (first seed).",
+            figures.draw_classes,
+            (11.0, 5.0),
+        ),
         Picture("easy_and_hard", "Easy and hard test images (first seed).", figures.draw_extremes, (11.0, 7.6)),
     ],
 )

@@ -10,7 +10,7 @@ from experiments.study.tables import table_by
 from train.plots.palette import BLACK, BLUE, RED
 
 PATCHES, CONVOLUTIONS = STEMS = ("ViT_P", "ViT_C")
-NEAR = 0.05  # largest error above a network's best that counts as near it
+NEAR = 0.05  # an error at most this far above a network's best counts as near it
 OPTIMIZERS = {"adamw": "adamw", "sgd": "sgd(momentum=0.9)"}
 ROWS = {  # name: (row of models/convnext_ladder.py, published top-1 in percent with the recipe of row 1)
     "0 ResNet": ("00_resnet50", "78.82 ± 0.07"),
@@ -47,7 +47,7 @@ def _settings(outcomes: Outcomes, stem: str) -> list[float]:
 
 
 def _best(outcomes: Outcomes, stem: str, optimizer: str) -> tuple[float, list[float]]:
-    """Returns the best learning rate, and its errors by seed, at the weight decay that has all seeds."""
+    """Returns the best learning rate at the weight decay that has all seeds, and its errors by seed."""
     candidates = [
         (rate, _errors(group))
         for (rate, _), group in outcomes.where(set="grid", stem=stem, optimizer=optimizer).groups("rate", "decay")
@@ -57,7 +57,7 @@ def _best(outcomes: Outcomes, stem: str, optimizer: str) -> tuple[float, list[fl
 
 
 def optimizers(outcomes: Outcomes) -> Judgement:
-    """Compares each seed's gap between optimizers, each at its best learning rate."""
+    """Compares the stems by each seed's gap between optimizers, each at its best learning rate."""
     gaps, texts = {}, []
     for stem in STEMS:
         (fast, adamw), (slow, sgd) = (_best(outcomes, stem, optimizer) for optimizer in OPTIMIZERS)
@@ -67,7 +67,7 @@ def optimizers(outcomes: Outcomes) -> Judgement:
 
 
 def near(outcomes: Outcomes) -> Judgement:
-    """Compares the numbers of the grid's settings near a network's best."""
+    """Compares how many of the grid's settings come near the best one of each network."""
     counts = {}
     for stem in STEMS:
         errors = _settings(outcomes, stem)
@@ -81,7 +81,7 @@ def _by_length(outcomes: Outcomes, stem: str) -> dict[int, list[float]]:
 
 
 def lengths(outcomes: Outcomes) -> Judgement:
-    """Compares by how much the error after a seed's short training exceeds that after its long one."""
+    """Compares by how much a seed's error after the short training exceeds its error after the long one."""
     gaps, texts = {}, []
     for stem in STEMS:
         errors = _by_length(outcomes, stem)
@@ -102,7 +102,7 @@ def stems(outcomes: Outcomes) -> Judgement:
 
 
 def rows(*pairs: tuple[str, str]) -> Judge:
-    """Returns a judge: in each pair of the ladder's rows the first is more accurate."""
+    """Returns a judge: in each pair of rows of the ladder, the first is more accurate."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         ladder = outcomes.where(set="ladder")
@@ -118,7 +118,7 @@ def rows(*pairs: tuple[str, str]) -> Judge:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns lengths, the ladder, the families and the grid."""
+    """Returns tables of training lengths, the ladder, the families and the grid."""
     lengths = {stem: _by_length(outcomes, stem) for stem in STEMS}
     ladder = {**networks.CELLS, "published, ImageNet, %": lambda group: ROWS[group[0].labels["network"]][1]}
     by_network = {"network": "network"}
@@ -126,7 +126,9 @@ def tables(outcomes: Outcomes) -> list[Table]:
     grid = table_by(
         "Test error over the grid", outcomes.where(set="grid"), labels, {"test error": lambda g: spread(_errors(g))}
     )
-    shown = [[stem, optimizer, f"{rate:g}", f"{decay:g}", *rest] for stem, optimizer, rate, decay, *rest in grid.rows]
+    grid_rows = [
+        [stem, optimizer, f"{rate:g}", f"{decay:g}", *cells] for stem, optimizer, rate, decay, *cells in grid.rows
+    ]
     return [
         Table(
             "Test error over training length",
@@ -135,24 +137,25 @@ def tables(outcomes: Outcomes) -> list[Table]:
         ),
         table_by("From ResNet to ConvNeXt", outcomes.where(set="ladder"), by_network, ladder),
         table_by("Families at equal mult-adds", outcomes.where(set=EQUAL), by_network, networks.CELLS),
-        grid._replace(rows=shown),
+        grid._replace(rows=grid_rows),
     ]
 
 
 def draw_grid(outcomes: Outcomes, figure: Any) -> None:
     """Draws the grid as heat maps, one panel per stem and optimizer."""
-    grid, panels, drawn = outcomes.where(set="grid"), list(figure.subplots(1, 4)), None
+    grid, panels, heat = outcomes.where(set="grid"), list(figure.subplots(1, 4)), None
     for axes, (stem, optimizer) in zip(panels, [(s, o) for s in STEMS for o in OPTIMIZERS], strict=True):
-        part = grid.where(stem=stem, optimizer=optimizer)
-        rates, decays = part.distinct("rate"), part.distinct("decay")
+        panel_runs = grid.where(stem=stem, optimizer=optimizer)
+        rates, decays = panel_runs.distinct("rate"), panel_runs.distinct("decay")
         image = [
-            [100 * statistics.mean(_errors(part.where(rate=rate, decay=decay))) for decay in decays] for rate in rates
+            [100 * statistics.mean(_errors(panel_runs.where(rate=rate, decay=decay))) for decay in decays]
+            for rate in rates
         ]
         rows, columns = ([f"{value:g}" for value in values] for values in (rates, decays))
         style = {"vmin": 0, "vmax": 90, "cmap": "viridis_r", "fontsize": 9}
-        drawn = heatmap(axes, image, rows, columns, lambda value: value > 45, **style)
+        heat = heatmap(axes, image, rows, columns, lambda value: value > 45, **style)
         axes.set(title=f"{stem}, {NAMES[optimizer]}", xlabel="weight decay", ylabel="learning rate")
-    figure.colorbar(drawn, ax=panels, label="test error, %", shrink=0.9)
+    figure.colorbar(heat, ax=panels, label="test error, %", shrink=0.9)
 
 
 def draw_distributions(outcomes: Outcomes, figure: Any) -> None:

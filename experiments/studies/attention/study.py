@@ -5,8 +5,8 @@
   Liu et al. 2021        Swin Transformer, arXiv 2103.14030
   Touvron et al. 2021    Training data-efficient image transformers, arXiv 2012.12877           DeiT, a ViT
 
-The grid of learning rate and weight decay has one seed per setting, except for the middle weight decay, on which the
-comparison of optimizers rests: it has several seeds, as all other comparisons have.
+The grid of learning rate and weight decay has one seed per setting. Only the middle weight decay has all seeds, because
+the comparison of optimizers uses it. All other comparisons have all seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ from experiments.studies.attention.results import CONVOLUTIONS, EQUAL, NEAR, OPT
 from experiments.studies.networks import Network
 from experiments.study import Claim, Picture, Study, Trial
 
-TOLERANCE = 0.10  # tolerance of mult-adds: costliest over cheapest, minus 1
+TOLERANCE = 0.10  # largest allowed difference of mult-adds: the costliest over the cheapest, minus 1
 LENGTHS = {"digits": (4, 8, 24), "cifar10": (30, 60, 180), "imagenet": (50, 100, 400)}  # epochs
 GRID_EPOCHS = {"digits": 8, "cifar10": 60, "imagenet": 50}
-# By scale and optimizer: learning rates, and weight decays; the middle weight decay has all seeds.
+# By scale and optimizer: (learning rates, weight decays). The middle weight decay has all seeds.
 GRID: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]] = {
     "digits": {"adamw": ((5e-4, 4e-3, 3.2e-2), (0.01, 0.1, 1.0)), "sgd": ((0.01, 0.08, 0.64), (1e-5, 1e-4, 1e-3))},
     "cifar10": {
@@ -35,11 +35,12 @@ GRID: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]] = {
 }
 FIXED = {"digits": 4e-3, "cifar10": 1e-3, "imagenet": 1e-3}  # AdamW's learning rate outside the grid
 
-# A standard deviation of 0.02 suits widths of a few hundred: a kernel's outputs scale with std^2 x width.
+# The usual standard deviation of 0.02 suits widths of a few hundred. These networks are narrower, and the variance of
+# a kernel's outputs is proportional to std^2 x width.
 _WIDER_INIT = {"init": "truncated_normal:0.07"}
 _DIGITS_VIT = {**_WIDER_INIT, "patch_size": 2, "width": 32, "heads": 2, "mlp_width": 96}
 _CIFAR_VIT = {"patch_size": 4, "width": 96, "heads": 3, "mlp_width": 288}
-VITS: Mapping[str, Mapping[str, Network]] = {  # the stem replaces one block
+VITS: Mapping[str, Mapping[str, Network]] = {  # a stem of convolutions replaces one block
     "digits": {
         PATCHES: Network("vit_p_1gf", {**_DIGITS_VIT, "depth": 3}),
         CONVOLUTIONS: Network("vit_c_1gf", {**_DIGITS_VIT, "depth": 2, "stem_channels": (32, 32)}),
@@ -53,7 +54,7 @@ VITS: Mapping[str, Mapping[str, Network]] = {  # the stem replaces one block
 
 
 def _ladder(size: int, stage_sizes: Sequence[int], width: int) -> dict[str, Network]:
-    """Returns small relatives for images of `size`, with fewer, larger steps; the width grows by half, as theirs."""
+    """Returns a small ladder for images of `size`, with fewer, larger steps; row 5 is wider by half, as published."""
     rows = [row for row in ROWS if int(row.split()[0]) in (0, 3, 4, 5, 14)]
     return {
         row: Network(
@@ -98,13 +99,14 @@ FAMILIES: Mapping[str, Mapping[str, Network]] = {  # on digits, images of 16 x 1
 }
 COSTS = {
     "digits": "about 6 minutes on 2 cores",
-    "cifar10": "119 runs, 4e16 mult-adds: half an hour at 3e13 a second, hours at what small networks reach on a GPU",
-    "imagenet": "146 runs, 2e20 mult-adds: 1800 GPU hours at 3e13 a second, as ResNet-50 on an A100",
+    "cifar10": "119 runs, 4e16 mult-adds: half an hour of a GPU at 3e13 per second, but hours at the speed that "
+    "small networks reach",
+    "imagenet": "146 runs, 2e20 mult-adds: 1800 GPU hours at 3e13 per second, the speed of ResNet-50 on an A100",
 }
 
 
 def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
-    """Lists the grid, training lengths, the ladder, and families at equal cost."""
+    """Lists the grid, the training lengths, the ladder, and families at equal cost."""
     planned, middle = [], LENGTHS[scale][1]
 
     def add(network: Network, labels: Mapping[str, Any], config: Mapping[str, Any], seeds: Sequence[int] = seeds):
@@ -133,7 +135,7 @@ def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
 def _config(
     scale: str, network: Network, seed: int, epochs: int, optimizer: str = "adamw", rate: float = 0, decay: float = 0
 ) -> Any:
-    """Returns the modern recipe with this network; rate and decay 0: those used outside the grid."""
+    """Returns the modern recipe with this network; `rate` 0 and `decay` 0 take the values used outside the grid."""
     c = networks.config(scale, network, seed, epochs)
     c.optimizer.name = OPTIMIZERS[optimizer]
     c.optimizer.learning_rate = rate or FIXED[scale]
@@ -150,9 +152,9 @@ STUDY = Study(
     title="Convolution or attention",
     question="Does a stem of convolutions make a Vision Transformer easier to train? Is a convolutional network "
     "that is built like a Transformer as good as one?",
-    would_change="More data and a longer schedule for ConvNeXt against a ResNet: the published order holds after 300 "
-    "epochs of ImageNet with strong augmentation, which neither digits nor cifar10 scale has. A finer "
-    "grid, with several seeds for all of its settings, for the number of good settings.",
+    would_change="For ConvNeXt against a ResNet, more data and a longer schedule: the published order holds after 300 "
+    "epochs of ImageNet with strong augmentation, which neither the digits nor the cifar10 scale has. For the number "
+    "of good settings, a finer grid with several seeds for all of its settings.",
     cost=COSTS,
     trials=trials,
     claims=(
@@ -168,7 +170,7 @@ STUDY = Study(
             "With a stem of convolutions more settings of learning rate and weight decay are good.",
             "curves, no numbers printed",
             "Xiao 2021, section 5.3",
-            f"of the grid's settings, the share within {100 * NEAR:.0f} points of the "
+            f"of the grid's settings, the fraction within {100 * NEAR:.0f} points of the "
             "network's best is larger for ViT_C (one seed)",
             results.near,
         ),
@@ -176,7 +178,7 @@ STUDY = Study(
             "With a stem of convolutions training converges in fewer epochs.",
             "error after 50 epochs above that after 400: about 10 points (patches), 6 (convolutions)",
             "Xiao 2021, section 5.1 (1GF)",
-            "error after the short training minus that after the long one is larger for ViT_P",
+            "the error after the short training minus that after the long one is larger for ViT_P than for ViT_C",
             results.lengths,
             0.04,
         ),
@@ -184,7 +186,7 @@ STUDY = Study(
             "With a stem of convolutions a ViT is more accurate at the same cost.",
             "top-1 error 23.3 % (patches), 20.9 % (convolutions)",
             "Xiao 2021, table 2 (4GF, 100 epochs)",
-            "after the middle length the error of ViT_P is larger",
+            "after the middle one of the training lengths, the error of ViT_P is larger than that of ViT_C",
             results.stems,
             0.024,
         ),
@@ -200,14 +202,14 @@ STUDY = Study(
             "Depthwise convolutions lose accuracy, the width they pay for more than returns it.",
             "79.51 +- 0.18 % before, 78.28 +- 0.08 % depthwise, 80.50 +- 0.02 % wide",
             "Liu 2022, table 10",
-            "row 3 is more accurate than row 4, and row 5 than row 3",
+            "row 3 of the ladder is more accurate than row 4, and row 5 is more accurate than row 3",
             results.rows(("3 patchify", "4 depthwise"), ("5 width", "3 patchify")),
         ),
         Claim(
             "ConvNeXt is more accurate than Swin of the same cost.",
             "82.1 % (4.5e9 mult-adds), 81.3 % (4.5e9)",
             "Liu 2022, table 9; Liu 2021, table 1",
-            "at equal mult-adds it is; differences below 0.5 points do not matter",
+            "at equal mult-adds, ConvNeXt is more accurate; differences below 0.5 points do not matter",
             networks.more_accurate(EQUAL, "mult_adds", TOLERANCE, "ConvNeXt", "Swin", 0.005),
             0.008,
         ),
@@ -215,7 +217,7 @@ STUDY = Study(
             "Swin is more accurate than a ViT of the same cost.",
             "81.3 % (4.5e9 mult-adds), DeiT-S 79.8 % (4.6e9)",
             "Liu 2021, table 1",
-            "at equal mult-adds it is",
+            "at equal mult-adds, Swin is more accurate",
             networks.more_accurate(EQUAL, "mult_adds", TOLERANCE, "Swin", "ViT"),
             0.015,
         ),
@@ -223,7 +225,7 @@ STUDY = Study(
             "With a modern recipe a ResNet is less accurate than ConvNeXt of the same cost.",
             "78.82 +- 0.07 % (4.09e9 mult-adds), 81.97 +- 0.06 % (4.49e9)",
             "Liu 2022, table 10",
-            "at equal mult-adds it is",
+            "at equal mult-adds, ConvNeXt is more accurate",
             networks.more_accurate(EQUAL, "mult_adds", TOLERANCE, "ConvNeXt", "ResNet"),
             0.0315,
         ),
@@ -238,16 +240,15 @@ STUDY = Study(
         ),
         Picture(
             "sensitivity",
-            "Left: share of the settings of the grid with at most this error (one seed). The steeper the line, the "
-            "less "
+            "Left: fraction of the grid's settings with at most this error (one seed). The steeper the line, the less "
             "the setting matters. Right: error by training length.",
             results.draw_distributions,
             (12, 4.5),
         ),
         Picture(
             "ladder",
-            "Accuracy of the rows of the ladder, and of families at equal mult-adds, all trained alike: one point per "
-            "run, lines are means over seeds.",
+            "Accuracy of the rows of the ladder, and of families at equal mult-adds, all trained in the same way. "
+            "Points are runs, and lines are means over seeds.",
             results.draw_ladder,
             (13, 4.5),
         ),

@@ -31,11 +31,11 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
     styles = {"cut": ":", "at once": "--", "step by step": "-"}
     for decay, color in (("L2", BLUE), ("L1", RED)):
         for how, style in styles.items():
-            shown = [s for s in CUTS if s] if how == "cut" else sparsities_of(outcomes)
-            values = [100 * mean(curve_at(outcomes, decay, how, s)) for s in shown]
+            sparsities = [s for s in CUTS if s] if how == "cut" else sparsities_of(outcomes)
+            values = [100 * mean(curve_at(outcomes, decay, how, s)) for s in sparsities]
             if not all(map(math.isnan, values)):
                 label = f"{decay}, {how if how != 'cut' else 'without retraining'}"
-                axes.plot([100 * s for s in shown], values, style, color=color, marker=".", label=label)
+                axes.plot([100 * s for s in sparsities], values, style, color=color, marker=".", label=label)
     finish(axes, legend={"fontsize": 9}, xlabel="pruned weights (%)", ylabel="test accuracy (%)")
 
 
@@ -52,13 +52,13 @@ def draw_bits(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_low_bits(outcomes: Outcomes, figure: Any) -> None:
-    """Draws error by depth and kind."""
+    """Draws test error by depth and kind of weights."""
     axes = figure.subplots()
-    own = outcomes.where(part="low bits")
-    depths = own.distinct("depth")
+    low_bit_runs = outcomes.where(part="low bits")
+    depths = low_bit_runs.distinct("depth")
     errors = {
         kind: [[1 - value for value in low_bits(outcomes, depth, kind)] for depth in depths]
-        for kind in own.distinct("kind")
+        for kind in low_bit_runs.distinct("kind")
     }
     colors = {"full": GRAY, "ternary": BLUE, "binary weights": YELLOW, "full, preactivation": "#b0b0b0", "XNOR": RED}
     bars_by(axes, errors, colors, capsize=3)
@@ -69,7 +69,7 @@ def draw_low_bits(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_sensitivity(outcomes: Outcomes, figure: Any) -> None:
-    """Draws a panel per network, a line per layer."""
+    """Draws one panel per network, with one line per layer."""
     networks = outcomes.where(part="stages").distinct("network")
     panels = panels_by(figure, len(networks), sharey=True)
     for axes, network in zip(panels, networks, strict=True):
@@ -80,7 +80,7 @@ def draw_sensitivity(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_bytes(outcomes: Outcomes, figure: Any) -> None:
-    """Draws the parts of each file's bytes."""
+    """Draws the bytes of each file by their purpose."""
     axes: Axes = figure.subplots()
     rows = [
         (f"{network}, {stage}", stored)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
+if TYPE_CHECKING:  # measures import training code only when they run
     from train.run import Run
     from train.state import TrainState
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:  # modules that train are imported only when a measure runs
 BITS = (1, 2, 3, 4, 5, 6, 8)
 CUTS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 INITS = ("linear", "density", "random")
-SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # sparsities of one layer alone
+SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # sparsities of a single layer
 
 
 def stored(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Exports the network, and verifies that the file read back gives bitwise equal logits.
+    """Exports the network, and checks that reading the file back gives bitwise equal logits.
 
     Returns:
-      {"bytes" (of the file), "float32" (4 per number of the network), "ratio", "identical", "layers":
+      {"bytes": of the file, "float32": 4 bytes per number of the network, "ratio", "identical", "layers":
       `models.compress.file.table`, "accuracy", "parameters", "mult_adds"}.
     """
     import models
@@ -82,7 +82,7 @@ def centroids(run: "Run", state: "TrainState") -> dict[str, list[float]]:
 
 
 def cut(run: "Run", state: "TrainState") -> list[float]:
-    """Measures accuracy without the smallest weights, by Han 2015's thresholds, for each of CUTS, without training."""
+    """Measures accuracy at each sparsity of CUTS, pruned by Han 2015's thresholds, without retraining."""
     from models.compress import prune
     from train.export import network as export
     from train.optim.parameters import KERNELS, named, pattern, put

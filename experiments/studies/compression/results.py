@@ -21,8 +21,8 @@ PUBLISHED = {
 # Zhu 2017, CIFAR-10: error in percent with (full precision, ternary weights)
 TERNARY = {20: (8.23, 8.87), 32: (7.67, 7.63), 44: (7.18, 7.02), 56: (6.80, 6.44)}
 STAGES = ("dense", "pruned", "shared")
-LOSS = 0.005  # accuracy that compression may cost
-TIMES = 1.0  # smallest difference that matters between numbers of times smaller
+LOSS = 0.005  # largest loss of accuracy that counts as none
+TIMES = 1.0  # smallest difference that matters between ratios of sizes
 
 
 def stage_of(outcomes: Outcomes, network: str, stage: str) -> Outcomes:
@@ -31,19 +31,20 @@ def stage_of(outcomes: Outcomes, network: str, stage: str) -> Outcomes:
 
 
 def _stored(outcomes: Outcomes) -> list[float]:
-    """Returns accuracies of the files that were read back; 0 for a network that diverged."""
+    """Returns accuracies of the networks as read back from their files; 0 for a network that diverged."""
     return [0.0 if math.isnan(value) else value for value in outcomes.measured("stored", "accuracy")]
 
 
 def smaller(network: str, ratio: float) -> Judge:
-    """Returns a judge: the file is this many times smaller, and loses at most LOSS of the dense network's accuracy."""
+    """Returns a judge: the file is `ratio` times smaller, and loses at most LOSS of the dense network's accuracy."""
 
     @needs(network=network)
     def judge(outcomes: Outcomes) -> Judgement:
         ratios = stage_of(outcomes, network, "shared").measured("stored", "ratio")
         lost = [
-            mean(stage_of(own, network, "dense").values("accuracy")) - mean(_stored(stage_of(own, network, "shared")))
-            for _, own in outcomes.groups("seed")
+            mean(stage_of(same_seed, network, "dense").values("accuracy"))
+            - mean(_stored(stage_of(same_seed, network, "shared")))
+            for _, same_seed in outcomes.groups("seed")
         ]
         return Judgement(
             evidence.all_of(evidence.above(ratios, ratio, unit="times"), evidence.above([-x for x in lost], -LOSS)),
@@ -58,10 +59,10 @@ def curve_at(outcomes: Outcomes, decay: str, how: str, sparsity: float, diverged
 
     `diverged` is the accuracy of a network whose retraining diverged.
     """
-    own = outcomes.where(part="curves", decay=decay)
+    of_decay = outcomes.where(part="curves", decay=decay)
     if how == "cut":
-        return own.where(how="whole").measured("cut", CUTS.index(sparsity))
-    return own.where(how=how, sparsity=sparsity).values("accuracy", diverged)
+        return of_decay.where(how="whole").measured("cut", CUTS.index(sparsity))
+    return of_decay.where(how=how, sparsity=sparsity).values("accuracy", diverged)
 
 
 def sparsities_of(outcomes: Outcomes) -> list[float]:
@@ -70,20 +71,23 @@ def sparsities_of(outcomes: Outcomes) -> list[float]:
 
 
 def _versus(high: tuple[str, str], low: tuple[str, str], cut: bool = False) -> Judge:
-    """Returns a judge: (decay, how) is better than another, mean over all sparsities, or over those of CUTS."""
+    """Returns a judge: one pair (decay, how) is more accurate than another, by the mean over sparsities.
+
+    With `cut`, only the sparsities in CUTS count, because the others are not measured without retraining.
+    """
 
     def judge(outcomes: Outcomes) -> Judgement:
         sparsities = [s for s in sparsities_of(outcomes) if s in CUTS or not cut]
         if not sparsities:
             return missing("not part of this scale")
-        seeds = [own for _, own in outcomes.where(part="curves").groups("seed")]
+        seeds = [same_seed for _, same_seed in outcomes.where(part="curves").groups("seed")]
         means = {
-            ", ".join(which): [
-                statistics.mean(mean(curve_at(own, *which, s, 0.0)) for s in sparsities) for own in seeds
+            ", ".join(pair): [
+                statistics.mean(mean(curve_at(same_seed, *pair, s, 0.0)) for s in sparsities) for same_seed in seeds
             ]
-            for which in (high, low)
+            for pair in (high, low)
         }
-        return more(means, start=f"mean over {', '.join(f'{s:.0%}' for s in sparsities)} gone: ")
+        return more(means, start=f"mean over {', '.join(f'{s:.0%}' for s in sparsities)} pruned: ")
 
     return judge
 
@@ -95,29 +99,29 @@ iterative = _versus(("L2", "step by step"), ("L2", "at once"))
 
 
 def points_of(outcomes: Outcomes) -> dict[str, list[list[tuple[float, float]]]]:
-    """Returns by method, for each seed, points (times smaller, accuracy), ascending."""
+    """Returns the points (times smaller, accuracy) of each method, by seed, in ascending order."""
     methods: dict[str, list[list[tuple[float, float]]]] = {"sharing alone": [], "pruning alone": [], "both": []}
-    for (seed,), own in outcomes.where(part="curves").groups("seed"):
+    for (seed,), curves in outcomes.where(part="curves").groups("seed"):
         dense, stages = (
             outcomes.where(part="stages", stage=stage, seed=seed).results("bits") for stage in ("dense", "pruned")
         )
-        pruned = [*own.where(decay="L2", how="step by step").results("bits"), *stages]
+        pruned = [*curves.where(decay="L2", how="step by step").results("bits"), *stages]
         if dense and pruned:
-            every = (dense[0], [bits[0] for bits in pruned], [point for bits in pruned for point in bits[1:]])
-            for seeds, points in zip(methods.values(), every, strict=True):
+            by_method = (dense[0], [bits[0] for bits in pruned], [point for bits in pruned for point in bits[1:]])
+            for seeds, points in zip(methods.values(), by_method, strict=True):
                 seeds.append(sorted((point["ratio"], point["accuracy"]) for point in points))
     return methods
 
 
 def _smallest(points: Sequence[tuple[float, float]], least: float) -> float:
-    """Returns the largest ratio of a point with at least that accuracy; 1, the network itself, if there is none."""
+    """Returns the largest ratio among points with at least that accuracy; 1 (the network itself) if there is none."""
     return max((ratio for ratio, accuracy in points if accuracy >= least), default=1.0)
 
 
 def both(outcomes: Outcomes) -> Judgement:
-    """Compares how small each method gets with at most a point of accuracy lost."""
+    """Compares how small each method makes the file while it loses at most one point of accuracy."""
     points = points_of(outcomes)
-    whole = [seed[0][1] for seed in points["sharing alone"]]  # the largest file: the weights unchanged
+    whole = [seed[0][1] for seed in points["sharing alone"]]  # the largest file has the unchanged weights
     best = {
         method: [_smallest(seed, least - 0.01) for seed, least in zip(seeds, whole, strict=True)]
         for method, seeds in points.items()
@@ -129,8 +133,8 @@ def both(outcomes: Outcomes) -> Judgement:
 
 def linear(outcomes: Outcomes) -> Judgement:
     """Compares k-means from evenly spaced values with the other initializations; mean over 2, 3 and 4 bits."""
-    own = outcomes.where(part="stages", stage="pruned").results("centroids")
-    means = {init: [mean(one[init]) for one in own] for init in ("linear", "density", "random")}
+    measured = outcomes.where(part="stages", stage="pruned").results("centroids")
+    means = {init: [mean(one[init]) for one in measured] for init in ("linear", "density", "random")}
     parts = (evidence.more(means["linear"], means[other]) for other in ("density", "random"))
     ours = f"mean accuracy with 2, 3, 4 bits: {listed(means, separator=', ')}"
     return Judgement(evidence.all_of(*parts), ours)
@@ -144,18 +148,18 @@ def low_bits(outcomes: Outcomes, depth: int, kind: str, diverged: float = math.n
 def _low_bits(first: str, second: str, test: Callable[..., Evidence], diverged: float = math.nan) -> Judge:
     """Returns a judge: `test` of two kinds of weights holds at every depth.
 
-    A diverged run of the first kind has accuracy 0, one of the second `diverged`. NaN leaves it out: a reference that
-    diverged does not tell what something costs.
+    A run that diverged has accuracy 0 if it is of the first kind, and `diverged` if it is of the second. NaN leaves it
+    out, because a reference that diverged cannot show a loss of accuracy.
     """
 
     def judge(outcomes: Outcomes) -> Judgement:
-        parts, shown = [], []
+        parts, texts = [], []
         for depth in outcomes.where(part="low bits").distinct("depth"):
             pair = low_bits(outcomes, depth, first, 0.0), low_bits(outcomes, depth, second, diverged)
             if all(pair):
                 parts.append(test(*pair))
-                shown.append(f"{depth} layers: {first} {spread(pair[0])}, {second} {spread(pair[1])}")
-        return Judgement(evidence.all_of(*parts), "; ".join(shown)) if parts else missing("not part of this scale")
+                texts.append(f"{depth} layers: {first} {spread(pair[0])}, {second} {spread(pair[1])}")
+        return Judgement(evidence.all_of(*parts), "; ".join(texts)) if parts else missing("not part of this scale")
 
     return judge
 
@@ -166,22 +170,22 @@ xnor = _low_bits("binary weights", "XNOR", evidence.more, 0.0)
 
 
 def _filters(outcomes: Outcomes, network: str) -> tuple[Outcomes, Outcomes]:
-    """Returns the whole networks, and those without some of their filters."""
+    """Returns the outcomes of whole networks and of those without some of their filters."""
     return stage_of(outcomes, network, "dense"), outcomes.where(part="filters", network=network)
 
 
 def filters(outcomes: Outcomes) -> Judgement:
     """Compares networks before and after whole filters are removed."""
-    parts, shown = [], []
+    parts, texts = [], []
     for network in outcomes.where(part="filters").distinct("network"):
         before, after = _filters(outcomes, network)
         cost, reduced = (mean(group.measured("stored", "mult_adds")) for group in (before, after))
         if math.isnan(cost + reduced):
             return missing(f"{network}: diverged")
-        whole, left, saved = before.values("accuracy"), _stored(after), 1 - reduced / cost
-        parts += [evidence.no_less(left, whole, LOSS), evidence.holds(saved > 0.3)]
-        shown.append(f"{network}: {saved:.0%} fewer mult-adds, {spread(whole)} before, {spread(left)} after")
-    return Judgement(evidence.all_of(*parts), "; ".join(shown))
+        whole, pruned, saved = before.values("accuracy"), _stored(after), 1 - reduced / cost
+        parts += [evidence.no_less(pruned, whole, LOSS), evidence.holds(saved > 0.3)]
+        texts.append(f"{network}: {saved:.0%} fewer mult-adds, {spread(whole)} before, {spread(pruned)} after")
+    return Judgement(evidence.all_of(*parts), "; ".join(texts))
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
@@ -192,13 +196,13 @@ def _error(values: Sequence[float]) -> str:
 
 
 def _unhuffed(layers: Sequence[dict[str, Any]]) -> float:
-    """Returns the bytes of a file without Huffman coding: indices and jumps of fixed width."""
+    """Returns the bytes that a file would have without Huffman coding, with indices and jumps of fixed width."""
     total = 0.0
     for row in layers:
         parts, entries = row["parts"], row["entries"] or 0
-        coded = parts.get("indices", 0) + parts.get("jumps", 0) + parts.get("tables", 0)
+        huffman_coded = parts.get("indices", 0) + parts.get("jumps", 0) + parts.get("tables", 0)
         width = (row["index_bits"] or 0) * ("indices" in parts) + (row["jump_bits"] or 0)
-        total += row["bytes"] - coded + entries * width / 8
+        total += row["bytes"] - huffman_coded + entries * width / 8
     return total
 
 
@@ -208,7 +212,7 @@ def _kilobytes(values: Sequence[float]) -> str:
 
 def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
     stages = {stage: stage_of(outcomes, network, stage) for stage in STAGES}
-    files = {stage: own.results("stored") for stage, own in stages.items()}
+    files = {stage: group.results("stored") for stage, group in stages.items()}
     density = [
         sum(row["kept"] for row in one["layers"] if row["entries"])
         / sum(row["weights"] for row in one["layers"] if row["entries"])
@@ -234,7 +238,7 @@ def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns one table for each part of the study that its scale has."""
+    """Returns tables for each part of the study that the scale has."""
     networks = outcomes.where(part="stages").distinct("network")
     return [
         _table_of_stages(outcomes, networks),
@@ -269,9 +273,9 @@ def _table_of_filters(outcomes: Outcomes) -> Table:
     for network in outcomes.where(part="filters").distinct("network"):
         names = ("whole", "without some of its filters")
         for name, group in zip(names, _filters(outcomes, network), strict=True):
-            if own := group.having("stored"):
-                costs = (f"{own[0].measured['stored'][key]:,}" for key in ("parameters", "mult_adds"))
-                rows.append([f"{network}, {name}", _error(own.measured("stored", "accuracy")), *costs])
+            if measured := group.having("stored"):
+                costs = (f"{measured[0].measured['stored'][key]:,}" for key in ("parameters", "mult_adds"))
+                rows.append([f"{network}, {name}", _error(measured.measured("stored", "accuracy")), *costs])
     return Table("Filters removed", ("network", "error", "parameters", "mult-adds"), rows)
 
 
@@ -281,14 +285,14 @@ def _table_of_curves(outcomes: Outcomes) -> list[Table]:
     columns = [c for c in columns if any(curve_at(outcomes, *c, s) for s in sparsities)]
     title = f"Accuracy by sparsity, {first['parameters'] if first else 0:,} parameters"
     rows = [[f"{s:.0%}", *(spread(curve_at(outcomes, *column, s)) for column in columns)] for s in sparsities]
-    return [Table(title, ("weights gone", *(f"{decay}, {how}" for decay, how in columns)), rows)] if rows else []
+    return [Table(title, ("weights pruned", *(f"{decay}, {how}" for decay, how in columns)), rows)] if rows else []
 
 
 def _table_of_low_bits(outcomes: Outcomes) -> list[Table]:
-    own = outcomes.where(part="low bits")
-    kinds, rows = own.distinct("kind"), []
-    for depth in own.distinct("depth"):
-        ratios = (own.where(depth=depth, kind=kind).measured("stored", "ratio")[:1] for kind in kinds)
+    low_bit_runs = outcomes.where(part="low bits")
+    kinds, rows = low_bit_runs.distinct("kind"), []
+    for depth in low_bit_runs.distinct("depth"):
+        ratios = (low_bit_runs.where(depth=depth, kind=kind).measured("stored", "ratio")[:1] for kind in kinds)
         rows.append(
             [
                 depth,
@@ -298,4 +302,4 @@ def _table_of_low_bits(outcomes: Outcomes) -> list[Table]:
             ]
         )
     columns = ("layers", *kinds, "Zhu 2017: full / ternary, %", "file, times smaller")
-    return [Table("Few bits a weight: error", columns, rows)] if rows else []
+    return [Table("Error with low-bit weights", columns, rows)] if rows else []

@@ -7,11 +7,11 @@
   Li et al. 2017           Pruning filters for efficient ConvNets, arXiv 1608.08710
 
 digits     LeNets (at 28x28, as published: 266,610 and 431,080 numbers), VGG-11 and ResNet-20, on scikit-learn's digits
-cifar10    VGG-11 and ResNet-20 on cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (lossy; for
-           CIFAR-10 itself change SETS); low bits with ResNet-20
+cifar10    VGG-11 and ResNet-20 on cifar10_jpeg, a TFDS set that $TFDS_DATA_DIR must contain (it is lossy; to use
+           CIFAR-10 itself, change SETS); low bits with ResNet-20
 
-A network that is pruned, or whose weights become ternary, trains for longer than the network that it is compared with,
-as in the papers.
+Networks that are pruned or get ternary weights start from a trained network. So they train for longer than the networks
+that they are compared with, as in the papers.
 """
 
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ from experiments.study import Claim, Measure, Picture, Study, Trial, recipe
 
 SETS = {"cifar10": "tfds:cifar10_jpeg"}
 NETWORKS = {"digits": ("LeNet-300-100", "LeNet-5", "VGG-11", "ResNet-20"), "cifar10": ("VGG-11", "ResNet-20")}
-FILTERS = {  # expression of the layers whose filters go, and the share of each that does: a third of the work of each
+FILTERS = {  # network -> (expression of layers, fraction of their filters to remove); that saves a third of the work
     "digits": {"VGG-11": (".*/conv[0-9]/kernel", 0.2), "ResNet-20": (".*/conv1/kernel", 0.35)},
     "cifar10": {"ResNet-20": (".*/conv1/kernel", 0.35)},
 }
-STUDIED = {"digits": "LeNet-300-100", "cifar10": "ResNet-20"}  # network whose curves are measured
-SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar10": ()}  # epochs of retraining for the curves
-L1 = {"digits": 1e-4}  # its factor
-DEPTHS = {"digits": (20, 32, 56), "cifar10": (20,)}  # as many as a CPU can train; the paper's are 20, 32, 44, 56
-LENGTHS = {"digits": (12, 12), "cifar10": (10, 5)}  # epochs: from scratch, and of ternary weights from full ones
-# A scale's gradient is a sum over its layer: at the learning rate of the weights, the scale changes its sign in the
-# first epoch, and ResNet-20 gets no further than 45 % on the digits (commit c47dc5c).
+STUDIED = {"digits": "LeNet-300-100", "cifar10": "ResNet-20"}  # the network whose curves are measured
+SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar10": ()}  # sparsities of the curves
+L1 = {"digits": 1e-4}  # factor of the penalty
+DEPTHS = {"digits": (20, 32, 56), "cifar10": (20,)}  # depths that a CPU can train; the paper's are 20, 32, 44, 56
+LENGTHS = {"digits": (12, 12), "cifar10": (10, 5)}  # epochs from scratch, and epochs of ternary weights after that
+# The gradient of a scale is a sum over its layer. With the learning rate of the weights, the scale changes its sign in
+# the first epoch, and ResNet-20 does not get beyond 45 % on the digits (commit c47dc5c).
 SLOW_SCALES = ((".*/(positive|negative)", 0.01), (".*", 1.0))
-KINDS = {  # weights; an XNOR network is a preresnet whose only nonlinearity is the sign (Rastegari 2016, fig. 2)
+KINDS = {  # kind of weights -> (family, fields). In XNOR networks, the sign is the only nonlinearity (Rastegari 2016)
     "full": ("resnet", {}),
     "ternary": ("resnet", {"conv": "ternary"}),
     "binary weights": ("resnet", {"conv": "binary_weight"}),
@@ -46,7 +46,7 @@ KINDS = {  # weights; an XNOR network is a preresnet whose only nonlinearity is 
 
 
 def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
-    """Lists the three stages of each network; curves of one; filters; low bits."""
+    """Lists the three stages of each network, the curves of one of them, removed filters, and low-bit networks."""
     planned = []
     for seed in seeds:
         for name in NETWORKS[scale]:
@@ -81,26 +81,26 @@ def _config(scale: str, seed: int, name: str, **options: Any) -> Any:
 
 
 def _curves(scale: str, seed: int) -> list[Trial]:
-    """Lists sparsities of one network: with L2 decay and with L1, pruned at once and step by step."""
+    """Lists one network at several sparsities: with L2 and with L1 penalties, pruned at once and step by step."""
     name, planned = STUDIED[scale], []
     for decay in ("L2", "L1") if scale in L1 else ("L2",):
         labels, penalty = {"part": "curves", "decay": decay, "seed": seed}, {"l1": L1[scale]} if decay == "L1" else {}
         config = _config(scale, seed, name, stage="dense", **penalty)
         whole = Trial({**labels, "how": "whole"}, config, measures=(cut,))
         planned.append(whole)
-        hows = ("at once",) if decay == "L1" else ("at once", "step by step") if scale in L1 else ("step by step",)
+        schedules = ("at once",) if decay == "L1" else ("at once", "step by step") if scale in L1 else ("step by step",)
         measures = (bits,) if decay == "L2" else ()
         for sparsity in SPARSITIES[scale]:
-            for how in hows:
+            for how in schedules:
                 options = {**penalty, "sparsity": sparsity, "once": how == "at once"}
                 config = _config(scale, seed, name, stage="prune", **options)
-                own = {**labels, "how": how, "sparsity": sparsity}
-                planned.append(Trial(own, config, measures=measures, start=whole))
+                at_sparsity = {**labels, "how": how, "sparsity": sparsity}
+                planned.append(Trial(at_sparsity, config, measures=measures, start=whole))
     return planned
 
 
 def _low_bits(scale: str, seed: int) -> list[Trial]:
-    """Returns ResNets with low-bit weights and XNOR activations; ternary ones start from the full-precision network."""
+    """Lists ResNets with low-bit weights and XNOR ResNets; ternary ones start from the full-precision network."""
     planned = []
     for depth in DEPTHS[scale]:
         whole = None
@@ -127,71 +127,71 @@ CLAIMS = [
         "LeNet-300-100 is 40 times smaller with no loss.",
         "40x; error 1.64 before, 1.58 % after",
         "Han 2016, table 1",
-        "at least 35 times, and at most half a point of accuracy lost",
+        "at least 35 times smaller, and at most half a point of accuracy lost",
         results.smaller("LeNet-300-100", 35),
     ),
     Claim(
         "LeNet-5 is 39 times smaller with no loss.",
         "39x; error 0.80 before, 0.74 % after",
         "Han 2016, table 1",
-        "at least 35 times, and at most half a point of accuracy lost",
+        "at least 35 times smaller, and at most half a point of accuracy lost",
         results.smaller("LeNet-5", 35),
     ),
     Claim(
         "A VGG is tens of times smaller with no loss.",
         "VGG-16 49x, AlexNet 35x (most of both are dense layers)",
         "Han 2016, table 1",
-        "a VGG-11 of convolutions alone: at least 20 times, and at most half a point of accuracy lost",
+        "a VGG-11 of convolutions alone is at least 20 times smaller, and at most half a point of accuracy is lost",
         results.smaller("VGG-11", 20),
     ),
     Claim(
         "What is left has to be trained again.",
         "retraining is what keeps the accuracy (figure only)",
         "Han 2015, figure 5",
-        "pruning step by step is better than cutting, mean over all sparsities",
+        "pruning step by step, with retraining, is more accurate than pruning without it, mean over all sparsities",
         results.retraining,
     ),
     Claim(
         "Without retraining, L1 is better than L2.",
         "L1 gives better accuracy after pruning (figure only)",
         "Han 2015, section 3.1, figure 5",
-        "better, mean over all sparsities",
+        "L1 is more accurate, mean over all sparsities",
         results.l1_before,
     ),
     Claim(
         "With retraining, L2 is better than L1.",
         "L2 gives the best pruning results (figure only)",
         "Han 2015, section 3.1, figure 5",
-        "better, mean over all sparsities",
+        "L2 is more accurate, mean over all sparsities",
         results.l2_after,
     ),
     Claim(
         "Pruning step by step is better than at once.",
         "5x at once, 9x in steps, of AlexNet",
         "Han 2015, section 3.4",
-        "better, mean over all sparsities",
+        "step by step is more accurate, mean over all sparsities",
         results.iterative,
     ),
     Claim(
         "Pruning and sharing together are smaller than either.",
         "accuracy falls below 8 % of the size with either alone, at 3 % with both (figure only)",
         "Han 2016, section 5, figure 6",
-        "the smallest file with at most one point lost is that of both, without training the values; differences below "
-        f"{results.TIMES:g} between the numbers of times smaller do not matter",
+        "without training the shared values, the smallest file that loses at most one point is that of both; "
+        f"differences below {results.TIMES:g} between the numbers of times smaller do not matter",
         results.both,
     ),
     Claim(
         "k-means should start from even steps.",
         "linear initialization is better than density and random (figure only)",
         "Han 2016, section 3.2, figure 8",
-        "better than density and random, mean over 2, 3 and 4 bits",
+        "more accurate than density and random, mean over 2, 3 and 4 bits",
         results.linear,
     ),
     Claim(
         "Ternary weights cost nearly nothing.",
         "CIFAR-10, ResNet-20 to 56: 0.64 worse, 0.04, 0.16, 0.36 better",
         "Zhu 2017, table of CIFAR-10",
-        "fine-tuned, at most one point worse at every depth",
+        "after fine-tuning, at most one point worse than full precision at every depth",
         results.ternary,
         -0.0064,  # ResNet-20
     ),
@@ -199,7 +199,7 @@ CLAIMS = [
         "Binary weights cost little.",
         "AlexNet: full 56.6, binary weights 56.8 %; ResNet-18 69.3, 60.8 %",
         "Rastegari 2016, tables 1 and 2",
-        "at most two points worse at every depth",
+        "at most two points worse than full precision at every depth",
         results.binary,
         -0.085,  # ResNet-18
     ),
@@ -207,7 +207,7 @@ CLAIMS = [
         "Binary inputs cost more than binary weights.",
         "AlexNet: 56.8 against 44.2 %; ResNet-18 60.8 against 51.2 %",
         "Rastegari 2016, tables 1 and 2",
-        "XNOR is worse at every depth",
+        "XNOR is worse than binary weights at every depth",
         results.xnor,
         0.096,  # ResNet-18
     ),
@@ -215,7 +215,7 @@ CLAIMS = [
         "A third of the work can go with whole filters.",
         "mult-adds of VGG-16 up to 34 %, of ResNet-110 up to 38 % fewer, close to the accuracy",
         "Li 2017, abstract",
-        "at most half a point worse, with over 30 % fewer mult-adds, after as much retraining",
+        "after as much retraining as in pruning, at most half a point worse, with over 30 % fewer mult-adds",
         results.filters,
     ),
 ]
@@ -224,10 +224,10 @@ STUDY = Study(
     name="compression",
     title="Compression",
     question="How small can the file of a network be, and how much accuracy does that cost?",
-    would_change="More test images for a loss of half a point: of the 360 digits that is less than two images, while "
-    "MNIST has 10,000. A longer schedule for binary weights, which learn slowly. For L1 against L2, and for the "
-    "initialization of k-means, more seeds than the page states are hardly worth their cost. A larger network, with "
-    "less redundancy, would tell more.",
+    would_change="For a loss of half a point, more test images: it is less than two of the 360 digits, while MNIST has "
+    "10,000 test images. For binary weights, which learn slowly, a longer schedule. For L1 against L2, and for the "
+    "initialization of k-means, more seeds than the page states are hardly worth their cost. A larger network with "
+    "less redundancy would be more informative.",
     cost={
         "digits": "45 runs per seed: about 10 minutes per seed on 2 cores",
         "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 10 runs per seed: about 2 hours per seed on 2 cores",
@@ -238,8 +238,8 @@ STUDY = Study(
     pictures=[
         Picture(
             "bytes",
-            "Bytes of each file by their purpose, after pruning and after sharing, and how many times smaller than "
-            "float32 the file is (first seed).",
+            "Bytes of each file by their purpose, after pruning and after sharing. The numbers tell how many times "
+            "smaller than float32 a file is. First seed.",
             figures.draw_bytes,
             (9.0, 4.0),
         ),
@@ -252,8 +252,8 @@ STUDY = Study(
         ),
         Picture(
             "bits",
-            "Accuracy by size of the file: sharing alone (1 to 8 bits), pruning alone, and both, without training of "
-            "the shared values. One line per seed; points for both.",
+            "Accuracy by size of the file: sharing alone (1 to 8 bits) and pruning alone, one line per seed, and both, "
+            "as points. The shared values are not trained.",
             figures.draw_bits,
             (6.5, 4.2),
         ),
@@ -266,7 +266,7 @@ STUDY = Study(
         ),
         Picture(
             "sensitivity",
-            "Accuracy after the smallest weights of a single layer are pruned (first seed); the first layers are dark.",
+            "Accuracy after the smallest weights of a single layer are pruned (first seed). Earlier layers are darker.",
             figures.draw_sensitivity,
             (12.0, 3.6),
         ),

@@ -5,16 +5,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
+if TYPE_CHECKING:  # measures import training code only when they run
     from train.run import Run
     from train.state import TrainState
 
 
-TIMED = 15  # number of timed training steps; the median counts
+TIMED = 15  # number of timed training steps, of which the median is reported
 
 
 def step_time(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures milliseconds per compiled training step on `images` images: the median of TIMED steps after three."""
+    """Measures milliseconds per compiled training step: the median of TIMED steps, after three to warm up."""
     import jax
 
     from models.analysis.cost import analyze
@@ -39,10 +39,10 @@ def reuse(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures the mean absolute weight from each earlier layer to each later one, as in Huang 2017, fig. 5.
 
     Returns:
-      "blocks": for each dense block, `weights[l][s]`: mean weight of layer l's first convolution over the channels from
-      source s. Source 0 is the block's input, source s > 0 is layer s - 1. The last row is the layer after the block:
-      the transition's convolution, or the classifier.
-      "moved": sum of |w - w before training|, relative to that of |w before training|, of the same kernels.
+      "blocks": for each dense block, `weights[l][s]`, the mean absolute weight of layer l's first convolution over the
+      channels from source s. Source 0 is the block's input, and source s > 0 is layer s - 1. The last row is the layer
+      after the block: the transition's convolution, or the classifier.
+      "moved": the sum of |w - w before training| over those kernels, divided by the sum of |w before training|.
     """
     import numpy as np
 

@@ -1,9 +1,9 @@
 """The networks that the study of cost compares, by scale.
 
-tests/experiments/test_cost_study.py checks the costs that are said to be equal.
+tests/experiments/test_cost_study.py checks that costs are equal where they should be.
 
-MobileNets, whose stem halves the resolution, get images of twice the size where the others' stem does not, so that all
-blocks see the same maps.
+The stem of MobileNets halves the resolution. Where the stem of the other networks does not, MobileNets get images of
+twice the size, so that all blocks see maps of the same size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ PLAIN, BOTTLENECK, GROUPED, SEPARABLE, INVERTED, DENSE = BLOCKS = (
 )
 
 _BOTTLENECK = {"bottleneck": True, "shortcut": "B"}
-_ZERO = {"zero_gamma": True}  # part of the recipe for ImageNet, Goyal 2017
-# By block: the network with equal mult-adds, and the network with equal parameters.
+_ZERO = {"zero_gamma": True}  # part of Goyal 2017's recipe for ImageNet
+# Block -> (the network for equal mult-adds, the network for equal parameters)
 EQUAL: Mapping[str, Mapping[str, Sequence[Network]]] = {
     "digits": {
         PLAIN: (Network("resnet8", {"width": 14, "shortcut": "B"}),) * 2,
@@ -106,7 +106,7 @@ PAIRS: Mapping[str, Mapping[str, Mapping[str, Network]]] = {
             "separable": Network("mobilenet_v1", _SEPARABLE[scale], doubled),
             "whole": Network("mobilenet_v1_conv", _SEPARABLE[scale], doubled),
         },
-        # A stem of stride 4, on images of twice the size if they are small; and a stem without a stride.
+        # early: a stem of stride 4, with images of twice the size if they are small; late: a stem without a stride
         "downsampling": {"early": Network(late.name, {**late.fields, "stem": "imagenet"}, doubled), "late": late},
     }
     for scale, doubled, late in (
@@ -121,7 +121,7 @@ REUSED = {
     "imagenet": Network("densenet121"),
 }
 HOWARD = "Howard 2017, table"
-MOBILENETS = (  # published millions of mult-adds and of parameters
+MOBILENETS = (  # (label, network, published millions of mult-adds and of parameters, source)
     ("whole convolutions", Network("mobilenet_v1_conv"), 4866, 29.3, f"{HOWARD} 4"),
     ("MobileNet", Network("mobilenet_v1"), 569, 4.2, f"{HOWARD} 4"),
     ("shallow", Network("mobilenet_v1_shallow"), 307, 2.9, f"{HOWARD} 5"),

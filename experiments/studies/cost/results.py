@@ -13,8 +13,8 @@ from experiments.study import Judge, Judgement, Outcomes, Table, evidence, finit
 from experiments.study.figures import dots, finish, panels_by
 from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
-TOLERANCE = 0.05  # costliest over cheapest, minus 1
-CLASSIFIER = 1024 * 1000  # published mult-adds of MobileNet
+TOLERANCE = 0.05  # largest allowed difference of costs: the costliest over the cheapest, minus 1
+CLASSIFIER = 1024 * 1000  # mult-adds of MobileNet's classifier
 KINDS = {"mult_adds": "equal mult-adds", "parameters": "equal parameters"}
 COLORS = dict(zip(BLOCKS, (BLACK, BLUE, PURPLE, YELLOW, RED, GREEN), strict=True))
 
@@ -28,23 +28,23 @@ def better(field: str, high: str, low: str) -> Judge:
 
 
 def cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Judge:
-    """Returns a judge: `cheap` has at most `share` of the mult-adds and is less than `loss` below in accuracy."""
+    """Returns a judge: `cheap` has at most `share` of the mult-adds of `dear`, and loses less accuracy than `loss`."""
 
     def judge(outcomes: Outcomes) -> Judgement:
-        ours, theirs = (outcomes.where(set=kind, network=name) for name in (cheap, dear))
-        work = [max(finite(one.values("mult_adds")), default=0) for one in (ours, theirs)]
+        cheap_runs, dear_runs = (outcomes.where(set=kind, network=name) for name in (cheap, dear))
+        work = [max(finite(one.values("mult_adds")), default=0) for one in (cheap_runs, dear_runs)]
         if not all(work):
             return missing("all runs of one network diverged")
-        little = evidence.no_less(ours.values("accuracy", 0.0), theirs.values("accuracy", 0.0), loss)
+        loses_little = evidence.no_less(cheap_runs.values("accuracy", 0.0), dear_runs.values("accuracy", 0.0), loss)
         text = networks.accuracies(outcomes.where(set=kind), cheap, dear)
-        known = evidence.all_of(evidence.holds(work[0] <= share * work[1]), little)
-        return Judgement(known, f"{text}; {work[0] / work[1]:.0%} of the mult-adds")
+        decided = evidence.all_of(evidence.holds(work[0] <= share * work[1]), loses_little)
+        return Judgement(decided, f"{text}; {work[0] / work[1]:.0%} of the mult-adds")
 
     return judge
 
 
 def efficient(outcomes: Outcomes) -> Judgement:
-    """Compares the largest residual network with the largest dense network that has half of its parameters."""
+    """Compares the largest residual network with the largest dense one of at most half as many parameters."""
     sizes = {
         family: [
             (max(finite(group.values("parameters")), default=0), group)
@@ -55,7 +55,7 @@ def efficient(outcomes: Outcomes) -> Judgement:
     largest, residual = max(sizes["residual"], key=lambda pair: pair[0])
     small = [pair for pair in sizes["dense"] if 0 < pair[0] <= largest / 2]
     if not small:
-        return missing("no dense network that small")
+        return missing("no dense network has so few parameters")
     parameters, dense = max(small, key=lambda pair: pair[0])
     good, reference = (group.values("accuracy", diverged=0.0) for group in (dense, residual))
     text = f"dense, {parameters:,} parameters, {spread(good)}; residual, {largest:,} parameters, {spread(reference)}"
@@ -63,9 +63,9 @@ def efficient(outcomes: Outcomes) -> Judgement:
 
 
 def reused(outcomes: Outcomes) -> Judgement:
-    """Compares mean weights from the earlier half of the sources with those from the later half, in each block.
+    """Compares the mean weights on the earlier half of each layer's sources with those on the later half.
 
-    It counts layers that read at least four sources, and the block where the ratio is smallest.
+    Only layers with at least four sources count. The result is that of the block with the smallest ratio.
     """
     measured = outcomes.where(set="re-use").results("reuse")
     if not measured:
@@ -82,8 +82,8 @@ def reused(outcomes: Outcomes) -> Judgement:
     trained = evidence.above(moved, 0.5)
     return Judgement(
         evidence.given(trained, evidence.above(least, 0.5, unit="of the weight")),
-        f"earlier sources have {spread(least, False, 2)} of the later ones' weight in the block where "
-        f"they have least; training moved the weights by {spread(moved)} of what they were",
+        f"earlier sources have {spread(least, False, 2)} of the later ones' weight in the block where they "
+        f"have the least; training moved the weights by {spread(moved)} of their initial size",
     )
 
 
@@ -94,12 +94,12 @@ def timed(outcomes: Outcomes) -> Judgement:
         for o in outcomes.where(set="step time", of=KINDS["mult_adds"])
     }
     fast, slow = min(times, key=times.__getitem__), max(times, key=times.__getitem__)
-    text = f"{fast} {times[fast]:.1f} ms, {slow} {times[slow]:.1f} ms a step"
+    text = f"{fast} {times[fast]:.1f} ms, {slow} {times[slow]:.1f} ms per step"
     return Judgement(evidence.holds(times[slow] > 1.5 * times[fast]), text)
 
 
 def _counted() -> list[tuple[str, Any, int, float, str]]:
-    """Counts MobileNets at ImageNet's size, beside the published millions of mult-adds and of parameters."""
+    """Counts the costs of MobileNets at ImageNet's size, beside the published millions of mult-adds and parameters."""
     return [
         (label, networks.cost("imagenet", network), mult_adds, parameters, source)
         for label, network, mult_adds, parameters, source in MOBILENETS
@@ -133,7 +133,7 @@ def table_4(outcomes: Outcomes) -> Judgement:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns MobileNet's counts; accuracies at equal costs, of sizes and of pairs; the time per step."""
+    """Returns tables of MobileNets' costs, of accuracies at equal cost, of sizes, of pairs, and of times per step."""
     counted = [
         [label, f"{cost.mult_adds / 1e6:.1f}", mult_adds, f"{cost.params / 1e6:.2f}", parameters, source]
         for label, cost, mult_adds, parameters, source in _counted()
@@ -163,7 +163,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
         *(_table_of_networks(title, outcomes.where(set=kind)) for kind, title in titles.items()),
         Table(
             "Time of a training step",
-            ["network", "of", "mult-adds", "ms", "G mult-adds/s, forward and backward"],
+            ["network", "compared", "mult-adds", "ms", "G mult-adds/s, forward and backward"],
             times,
         ),
     ]
@@ -227,11 +227,11 @@ def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_reuse(outcomes: Outcomes, figure: Any) -> None:
-    """Draws the weights between layers of dense blocks."""
+    """Draws the mean weights between the layers of dense blocks."""
     measured = [one["blocks"] for one in outcomes.where(set="re-use").results("reuse")]
     if not measured:
         return
-    panels, drawn = panels_by(figure, len(measured[0])), None
+    panels, heat = panels_by(figure, len(measured[0])), None
     for stage, axes in enumerate(panels):
         rows = [
             [statistics.mean(values) for values in zip(*runs, strict=True)]
@@ -241,14 +241,14 @@ def draw_reuse(outcomes: Outcomes, figure: Any) -> None:
         image = [
             [row[source] / max(row) if source < len(row) else float("nan") for row in rows] for source in range(size)
         ]
-        drawn = axes.imshow(image, vmin=0, vmax=1, cmap="viridis")
-        last = "transition" if stage < len(panels) - 1 else "classifier"
-        axes.set_xticks(range(size), [*map(str, range(1, size)), last])
+        heat = axes.imshow(image, vmin=0, vmax=1, cmap="viridis")
+        last_layer = "transition" if stage < len(panels) - 1 else "classifier"
+        axes.set_xticks(range(size), [*map(str, range(1, size)), last_layer])
         axes.set_yticks(range(size), ["input", *map(str, range(1, size))])
         axes.get_xticklabels()[-1].set(rotation=30, ha="right")
         axes.set(title=f"dense block {stage + 1}", xlabel="to layer")
     panels[0].set_ylabel("from layer")
-    figure.colorbar(drawn, ax=panels, label="mean |weight|, over the column's largest", shrink=0.8)
+    figure.colorbar(heat, ax=panels, label="mean |weight|, over the column's largest", shrink=0.8)
 
 
 def draw_step_time(outcomes: Outcomes, figure: Any) -> None:

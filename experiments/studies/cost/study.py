@@ -6,8 +6,8 @@
   Sandler et al. 2018    MobileNetV2, arXiv 1801.04381                                   inverted residuals
   Huang et al. 2017      Densely connected convolutional networks, arXiv 1608.06993      dense connections
 
-Mult-adds and parameters are counted in the traced programs (models/analysis/cost.py); a claim about equal cost is
-judged only if the counted costs are equal within TOLERANCE. experiments/bench/costs.py has the costs of the papers'
+Mult-adds and parameters are counted in the traced programs (models/analysis/cost.py). A claim about equal cost is only
+judged if the counted costs are equal within TOLERANCE. experiments/bench/costs.py lists the costs of the papers'
 networks beside their published accuracies.
 """
 
@@ -33,17 +33,22 @@ from experiments.studies.cost.results import KINDS
 from experiments.studies.networks import Network
 from experiments.study import Claim, Measure, Picture, Study, Trial
 
-EPOCHS = {"digits": 6, "cifar10": 60, "imagenet": 90}  # on digits half of the recipe's, which reach 99 %
+EPOCHS = {
+    "digits": 6,
+    "cifar10": 60,
+    "imagenet": 90,
+}  # on digits, half of the recipe's epochs, because with all of them networks reach 99 %
 
 COSTS = {
     "digits": "about 5 minutes on 2 cores",
-    "cifar10": "60 runs, 5e16 mult-adds: half an hour at 3e13 a second, hours at what small networks reach on a GPU",
-    "imagenet": "72 runs, 1.05e20 mult-adds: 1000 GPU hours at 3e13 a second, as ResNet-50 on an A100",
+    "cifar10": "60 runs, 5e16 mult-adds: half an hour of a GPU at 3e13 per second, but hours at the speed that "
+    "small networks reach",
+    "imagenet": "72 runs, 1.05e20 mult-adds: 1000 GPU hours at 3e13 per second, the speed of ResNet-50 on an A100",
 }
 
 
 def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
-    """Lists blocks at equal cost; sizes of dense and residual networks; an early stem, whole convolutions; timing."""
+    """Lists blocks at equal cost, sizes of networks, early downsampling, whole convolutions, and timed steps."""
     planned, timed = [], {}
 
     def add(network: Network, labels: Mapping[str, Any], epochs: int = EPOCHS[scale], measures: Sequence[Measure] = ()):
@@ -71,12 +76,12 @@ def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
 STUDY = Study(
     name="cost",
     title="Cost",
-    question="Which block is best at equal mult-adds and at equal parameters? What does dense connection save? Do "
+    question="Which block is best at equal mult-adds and at equal parameters? What do dense connections save? Do "
     "mult-adds predict the time of a step?",
     would_change="Harder images: on digits, most blocks are within three points of 100%, so networks of equal cost "
-    "differ by less than seeds do. Wider networks for separable convolutions: the published loss of one "
-    "point is that of up to 1,024 channels and 224x224 pixels. A longer training for the weights of dense "
-    "blocks, which have to move further from their initial values.",
+    "differ by less than seeds do. For separable convolutions, wider networks: the published loss of one point is for "
+    "up to 1,024 channels and 224x224 pixels. For the weights of dense blocks, longer training, in which they move "
+    "further from their initial values.",
     cost=COSTS,
     trials=trials,
     claims=(
@@ -84,15 +89,15 @@ STUDY = Study(
             "Depthwise separable convolutions take about an eighth of the work and a seventh of the parameters.",
             "569 M mult-adds and 4.2 M parameters, whole 4866 M and 29.3 M",
             "Howard 2017, table 4",
-            "our networks, counted at 224 x 224, have these numbers to the digits printed, with or without the "
-            "classifier's 1.02 M and rounded or cut, which the paper does not say",
+            "our networks, counted at 224 x 224, have these numbers to the digits printed. They may be with or without "
+            "the classifier's 1.02 M, and rounded or cut off, because the paper does not say which",
             results.table_4,
         ),
         Claim(
             "Depthwise separable convolutions cost little accuracy.",
             "70.6 %, whole 71.7 %",
             "Howard 2017, table 4",
-            "separable ones are less than 3 points below whole ones, with at most a fourth of the mult-adds",
+            "separable ones lose less than 3 points against whole ones, with at most a fourth of the mult-adds",
             results.cheaper("convolution", "separable", "whole", 0.25, 0.03),
             -0.011,
         ),
@@ -124,8 +129,8 @@ STUDY = Study(
             "Dense networks need fewer parameters for the accuracy of residual ones.",
             "CIFAR-10, error 4.51 % with 0.8 M (DenseNet-BC), 6.61 % with 1.7 M (ResNet-110)",
             "Huang 2017, table 2; He 2016, table 6",
-            "the largest dense network with at most half of the parameters of the largest residual one is less than "
-            "1 point below it",
+            "of the dense networks with at most half of the parameters of the largest residual one, the largest is "
+            "less than 1 point below it in accuracy",
             results.efficient,
             0.021,
         ),
@@ -133,7 +138,7 @@ STUDY = Study(
             "Dense networks are more accurate than residual ones of equal parameters.",
             "the same",
             "the same",
-            "at equal parameters their accuracy is higher than that of pairs of 3x3",
+            "at equal parameters their accuracy is higher than that of pairs of 3x3 convolutions",
             results.better("parameters", DENSE, PLAIN),
         ),
         Claim(
@@ -141,14 +146,14 @@ STUDY = Study(
             "weights are spread over many inputs; no numbers printed",
             "Huang 2017, section 5 and fig. 5",
             "in each block, the earlier half of a layer's inputs has at least half of the later half's mean weight "
-            "(where training moved the weights by less than half of what they were: too small to tell)",
+            "(undecided if training moved the weights by less than half of their initial size)",
             results.reused,
         ),
         Claim(
             "Downsampling early saves most of the work at little loss.",
             "VGG-19 19.6e9 mult-adds, ResNet-34, with a stem of stride 4, 3.6e9",
             "He 2016, section 4.1 and table 1",
-            "a stem that halves the resolution leaves at most half of the mult-adds and less than 3 points lost",
+            "a stem that halves the resolution leaves at most half of the mult-adds, and loses less than 3 points",
             results.cheaper("downsampling", "early", "late", 0.5, 0.03),
         ),
         Claim(
@@ -163,7 +168,7 @@ STUDY = Study(
     pictures=(
         Picture(
             "equal",
-            "Test accuracy at equal cost; one point per run; lines are means over seeds.",
+            "Test accuracy at equal cost. Points are runs, and lines are means over seeds.",
             results.draw_equal,
             (12, 4.5),
         ),
@@ -175,16 +180,16 @@ STUDY = Study(
         ),
         Picture(
             "reuse",
-            "Mean absolute weight of the first convolution of each layer over the channels that come from each earlier "
-            "layer, divided by the largest of the column; mean over seeds (Huang 2017, fig. 5). Before training, all "
-            "are equal.",
+            "For each layer (column), the mean absolute weight of its first convolution on the channels from each "
+            "earlier layer (row), divided by the largest of the column; mean over seeds (Huang 2017, fig. 5). Before "
+            "training, all are equal.",
             results.draw_reuse,
             (13, 5),
         ),
         Picture(
             "step_time",
             f"Median time of {TIMED} compiled training steps by mult-adds, for every network of the study. Trials that "
-            "run at the same time share the machine.",
+            "run at the same time share the machine, so their steps may take longer.",
             results.draw_step_time,
             (9, 5),
         ),

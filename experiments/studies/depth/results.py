@@ -14,7 +14,7 @@ from experiments.study.verdicts import Judgement, listed, mean, more, spread
 from train.plots.palette import BLUE, GRAY, RED
 
 NATS = 0.01  # smallest difference of training losses that matters
-CONVERGED = 0.5  # least test accuracy of a network for measuring deletions
+CONVERGED = 0.5  # smallest test accuracy at which the deletions of a network count
 PUBLISHED = {  # test error (%)
     "cifar10": {"residual": {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.61}},  # He 2016, table 6; 110: mean of five
     "imagenet": {
@@ -82,7 +82,7 @@ def better(high: str, low: str, name: str) -> Judge:
 
 
 def faster(outcomes: Outcomes) -> Judgement:
-    """Compares accuracies, and early losses, of shallow networks with and without shortcuts."""
+    """Compares the accuracies and the early losses of shallow networks with and without shortcuts."""
     residual, plain = (_end(outcomes, network, role="shallow") for network in ("residual", "plain"))
     alike = evidence.equivalent(residual.values("accuracy", 0.0), plain.values("accuracy", 0.0), 2 * evidence.POINT)
     lower = evidence.more(plain.early_losses(), residual.early_losses(), worth=NATS, unit="nats")
@@ -107,7 +107,7 @@ def shortcuts(outcomes: Outcomes) -> Judgement:
 
 
 def _thirds(outcomes: Outcomes, network: str, at: str) -> list[float]:
-    """Returns by seed the mean gradient norm of the first third of the layers, relative to that of the last third."""
+    """Returns by seed the mean gradient norm of the first third of the layers over that of the last third."""
     ratios = []
     for norms in (one["norms"] for one in outcomes.where(network=network, at=at, role="deep").results("gradients")):
         third = len(norms) // 3
@@ -117,7 +117,7 @@ def _thirds(outcomes: Outcomes, network: str, at: str) -> list[float]:
 
 
 def healthy(outcomes: Outcomes) -> Judgement:
-    """Tests whether gradients at step 0 have one order of magnitude from the first to the last layers."""
+    """Tests whether gradients at step 0 stay within an order of magnitude between the first and the last layers."""
     ratios = {network: _thirds(outcomes, network, "step 0") for network in COLORS}
     logarithms = [math.log10(ratio) for ratio in ratios["plain"]]
     inside = evidence.all_of(
@@ -127,7 +127,7 @@ def healthy(outcomes: Outcomes) -> Judgement:
 
 
 def zero_gamma(outcomes: Outcomes) -> Judgement:
-    """Compares early losses with and without scales that begin at zero."""
+    """Compares early losses with and without zero gamma, that is, scales that start at zero."""
     early = {network: _end(outcomes, network, role="deep").early_losses() for network in ("zero gamma", "residual")}
     ours = (
         f"{network} {spread(v, False, 2)} (accuracy {spread(accuracies(outcomes, network, role='deep'))})"
@@ -138,10 +138,10 @@ def zero_gamma(outcomes: Outcomes) -> Judgement:
 
 
 def _deleted(outcomes: Outcomes, network: str, role: str, halving: bool = False) -> list[float]:
-    """Returns for each seed that converged the median test accuracy over deletions of blocks, as a fraction.
+    """Returns, for each seed that converged, the median over deleted blocks of the accuracy that is left.
 
-    The fraction is the position between chance (0) and the whole network (1). Only blocks that keep, or that halve, the
-    resolution count.
+    The accuracy is a fraction: 0 is chance, 1 is the whole network. `halving` selects the blocks that halve the
+    resolution; otherwise only those that keep it count.
     """
     medians = []
     for d in _end(outcomes, network, role=role).results("deletions"):
@@ -180,7 +180,7 @@ def halving(outcomes: Outcomes) -> Judgement:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns accuracy and loss of every network, beside the published values; gradients; deletions."""
+    """Returns tables of accuracy and loss beside the published values, of gradients, and of deletions."""
 
     def published(scale: str) -> Callable[[Outcomes], str]:
         def cell(group: Outcomes) -> str:
@@ -213,11 +213,11 @@ def tables(outcomes: Outcomes) -> list[Table]:
     columns = [
         "network",
         "layers",
-        "accuracy of the whole",
-        "a block that keeps the resolution",
-        "a block that halves it",
+        "accuracy of the whole network",
+        "without a block that keeps the resolution",
+        "without a block that halves it",
     ]
-    title = "Left of the accuracy above chance after one block is deleted, median over blocks"
+    title = "Fraction of the accuracy above chance that is left after one block is deleted, median over blocks"
     return [networks, ratios, Table(title, columns, [deleted(*one) for one in DELETED])]
 
 
@@ -262,7 +262,7 @@ def draw_gradients(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_deletions(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy without each block."""
+    """Draws the accuracy that is left without each block."""
     panels = figure.subplots(1, len(DELETED), sharey=True, width_ratios=(1, 1, 2))
     for axes, (network, role) in zip(panels, DELETED, strict=True):
         if runs := _end(outcomes, network, role=role).results("deletions"):

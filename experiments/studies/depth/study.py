@@ -5,8 +5,8 @@
   Veit et al. 2016    Residual networks behave like ensembles of relatively shallow networks, arXiv 1605.06431
   Goyal et al. 2017   Accurate, large minibatch SGD, arXiv 1706.02677
 
-The curves show whether a network learns; the gradients by layer, whether the signal reaches the early layers; and the
-deletion of one block of a trained network, how much the other blocks rely on it.
+The curves show whether a network learns, and the gradients by layer show whether the signal reaches the early layers.
+Deleting one block of a trained network shows how much the other blocks rely on it.
 """
 
 import math
@@ -19,7 +19,7 @@ from experiments.studies.measures import deletions, gradients
 from experiments.study import Claim, Picture, Study, Trial, recipe
 
 DEPTHS = {"digits": (20, 32, 44, 56), "cifar10": (20, 32, 44, 56, 110), "imagenet": (18, 34)}
-SHALLOW = {"digits": 20, "cifar10": 20, "imagenet": 18}  # pairs of depths that the claims compare
+SHALLOW = {"digits": 20, "cifar10": 20, "imagenet": 18}  # the claims compare these depths with those of DEEP
 DEEP = {"digits": 56, "cifar10": 56, "imagenet": 34}
 MIDDLE = {"digits": 32, "cifar10": 56, "imagenet": 34}  # depth at which the shortcuts are compared
 VARIANTS = {  # label -> (family, fields)
@@ -33,7 +33,7 @@ VARIANTS = {  # label -> (family, fields)
 
 
 def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
-    """Lists plain and residual networks by depth; shortcuts, pre-activation and zero gamma in a deep one."""
+    """Lists plain and residual networks by depth, and deep ones with other shortcuts, pre-activation and zero gamma."""
     shallow, deep = SHALLOW[scale], DEEP[scale]
     networks = [(network, depth) for depth in DEPTHS[scale] for network in COLORS]
     networks += [(network, MIDDLE[scale]) for network in SHORTCUTS[1:]]
@@ -55,7 +55,7 @@ def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
 def _config(scale: str, network: str, depth: int, seed: int) -> Any:
     family, fields = VARIANTS[network]
     config = recipe(f"configs/study.py:{scale},model={family}{depth},seed={seed}")
-    config.model.update({"zero_gamma": False, **fields})  # Goyal's recipe uses it in every network
+    config.model.update({"zero_gamma": False, **fields})  # Goyal's recipe sets zero_gamma for every network
     if scale == "cifar10":
         config.optimizer.warmup = "400 steps"  # ResNet-110 needs a warm-up; He 2016, section 4.2
     return config
@@ -64,13 +64,13 @@ def _config(scale: str, network: str, depth: int, seed: int) -> Any:
 STUDY = Study(
     name="depth",
     title="Depth and residual connections",
-    question="Do plain networks get worse with depth, and residual networks better? Do gradients explain it? Which "
+    question="Do plain networks get worse with depth, and residual networks better? Do gradients explain why? Which "
     "details of the shortcuts matter, and how much does a network rely on a single block?",
-    would_change="A longer schedule, for deep against shallow networks: the published ones trained for over a hundred "
-    "epochs, ours at digits scale for 12. cifar10 scale has 60. More seeds do not change the verdict on "
-    "gradients of plain networks: at step 0 they follow from depth and initialization.",
+    would_change="For deep against shallow networks, a longer schedule: the published ones trained for over a hundred "
+    "epochs, ours at digits scale for 12. The cifar10 scale has 60. More seeds would not change the verdict on the "
+    "gradients of plain networks, because at step 0 they follow from depth and initialization.",
     cost={
-        "digits": "about 5 minutes on 2 cores; 110 layers, which take another four, are left to cifar10",
+        "digits": "about 5 minutes on 2 cores; 110 layers would take another four, so only the cifar10 scale has them",
         "cifar10": "14 runs per seed of 60 epochs, 20 to 110 layers, 1e15 mult-adds each on average: four hours of one "
         "GPU per seed",
         "imagenet": "8 runs per seed of 90 epochs of 18 or 34 layers: 6e17 or 1.2e18 mult-adds and 4 to 8 hours of 8 "
@@ -90,7 +90,7 @@ STUDY = Study(
             "A deeper residual network is better.",
             "CIFAR-10: 8.75 % with 20 layers, 6.97 % with 56",
             "He 2016, table 6",
-            "the deep one's test accuracy is above the shallow one's",
+            "the deep network's test accuracy is above the shallow one's",
             results.deeper("residual"),
             0.0178,
         ),
@@ -106,15 +106,15 @@ STUDY = Study(
             "In shallow networks residual connections are no more accurate, but converge faster.",
             "ImageNet, 18 layers: 27.88 % against 27.94 %",
             "He 2016, section 4.1",
-            "the accuracies of the shallow ones are equivalent within 2 points, and the training loss over the first "
-            f"third is lower with them; differences below {results.NATS} nats do not matter",
+            "the accuracies of the shallow networks are equivalent within 2 points, and the training loss over the "
+            f"first third is lower with residual connections; differences below {results.NATS} nats do not matter",
             results.faster,
         ),
         Claim(
             "Projections are not essential.",
             "ImageNet, 34 layers, shortcuts A / B / C: 25.03 / 24.52 / 24.19 %",
             "He 2016, table 3",
-            "A gains on the plain network, and B and C are above A by less than half of that gain",
+            "A is more accurate than the plain network, and B and C are above A by less than half of that gain",
             results.shortcuts,
         ),
         Claim(
@@ -144,7 +144,7 @@ STUDY = Study(
             "Deleting a block of a trained residual network hardly matters.",
             "no number: minimal impact",
             "Veit 2016, section 4.1, fig. 3",
-            "of the deep one's accuracy above chance, 95 % or more is left without "
+            "of the deep network's accuracy above chance, 95 % or more is left without "
             "a block that keeps the resolution (median over blocks, mean over seeds)",
             results.left("residual", "deep", 0.95, math.inf),
         ),
@@ -152,7 +152,7 @@ STUDY = Study(
             "Deleting a layer of a trained plain network leaves nothing.",
             "no number: chance (VGG)",
             "Veit 2016, section 4.1, fig. 3",
-            "of the shallow one's accuracy above chance, at most 10 % is left "
+            "of the shallow network's accuracy above chance, at most 10 % is left "
             "without a block of two layers (median over blocks, mean over seeds)",
             results.left("plain", "shallow", -math.inf, 0.1),
         ),
@@ -160,7 +160,8 @@ STUDY = Study(
             "Blocks that halve the resolution matter more.",
             "no number: slightly higher impact",
             "Veit 2016, fig. 3",
-            "in the deep residual network less is left without one that halves it",
+            "in the deep residual network, less is left without a block that halves the resolution than without one "
+            "that keeps it",
             results.halving,
         ),
     ),

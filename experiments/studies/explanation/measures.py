@@ -1,6 +1,6 @@
 """Measures of the study of explanations on trained networks: functions (run, state) -> JSON values.
 
-Methods that a network has not (CAM of networks that end otherwise, rollout without attention) are left out.
+Methods that do not apply to a network are left out: CAM unless it ends in the mean of a map, rollout without attention.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.studies.measures import png
 
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
+if TYPE_CHECKING:  # measures import training code only when they run
     from train.run import Run
     from train.state import TrainState
 
@@ -27,14 +27,14 @@ METHODS = (
     "deconvnet",
     "guided_grad_cam",
 )
-SOME_HAVE = ("cam", "attention_rollout")  # methods for networks that end in the mean of a map, and for transformers
+SOME_HAVE = ("cam", "attention_rollout")  # methods that apply to some networks only
 OPTIONS = {"smooth_grad": {"samples": 8}, "integrated_gradients": {"steps": 16}}
 IMAGES = 96  # images of the test set
-FEW = 48  # images for measures that need a sweep per image, or a method per layer
+FEW = 48  # images for slow measures, which sweep over each image or explain once per layer
 STEPS = 16  # steps of deletion and insertion
-BLUR = 1 / 8  # share of the side: blur from which insertion starts; digits are readable through the paper's blur
+BLUR = 1 / 8  # blur where insertion starts, as a fraction of the side; through the paper's blur, digits are legible
 THRESHOLDS = np.linspace(0.05, 0.8, 16)  # thresholds of boxes
-SMOOTH = 1 / 16  # share of the side: standard deviation of the blur of single pixels' heat before a box is drawn
+SMOOTH = 1 / 16  # standard deviation, as a fraction of the side, of the blur of pixel-wise heat before a box is drawn
 
 
 class Examples(NamedTuple):
@@ -58,7 +58,7 @@ class Examples(NamedTuple):
 
 
 def examples(run: "Run", split: str, count: int, objects: int = 1) -> Examples:
-    """Returns the first canvases of a split, composed like the run's test set but with that many objects."""
+    """Returns the first canvases of a split, composed like the run's test set, but with `objects` objects each."""
     from train.data import load
 
     data = run.config["data"]
@@ -73,7 +73,7 @@ def examples(run: "Run", split: str, count: int, objects: int = 1) -> Examples:
 def attributions(
     run: "Run", variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any]]:
-    """Yields pairs (method, `Explanation`) for those of the methods (() for METHODS) that the network supports."""
+    """Yields pairs (method, `Explanation`) for those `methods` (METHODS if empty) that apply to the network."""
     from models.errors import UserError
     from models.explain import catalogue
 
@@ -96,13 +96,13 @@ def explained(
 
 
 def localization(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures where the maps of test images, for their labels, are highest.
+    """Measures where the maps that explain the labels of test images have their maximum.
 
     Returns:
-      "right": share that is classified right; "chance": the object's area; "middle": share of the objects that cover
-      the middle; and by method {"pointing": share whose highest place is on the object, "threshold": that of the best
-      boxes on training images, "localized": share with IoU 0.5, "error": share that is not localized or not classified
-      right, "error_at_0.2": with the threshold of Zhou 2016}.
+      "right": fraction of images that are classified correctly; "chance": the object's area; "middle": fraction of
+      objects that cover the middle; and by method {"pointing": fraction of maps with their maximum on the object,
+      "threshold": the one with the best boxes on training images, "localized": fraction of boxes with IoU 0.5, "error":
+      fraction that is not localized or not classified correctly, "error_at_0.2": the same with Zhou 2016's threshold}.
     """
     import jax
     from scipy import ndimage
@@ -163,8 +163,8 @@ def two_objects(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures the pointing game on images with two objects of different classes.
 
     Returns:
-      By method the share of (image, object) in which the highest place is on the object whose class is asked for;
-      "middle": in which the middle is.
+      By method the fraction of pairs (image, object) in which the maximum of the map for the object's class is on that
+      object; "middle": the fraction in which the middle of the image is on it.
     """
     import jax
 
@@ -184,8 +184,8 @@ def faithfulness(run: "Run", state: "TrainState") -> dict[str, Any]:
 
     Returns:
       By method {"deletion", "insertion": area under the curve, "deletion_curve", "insertion_curve", "occlusion": rank
-      correlation with what squares cost, over their positions}. "random" has the pixels in random order, "occlusion" in
-      that of what squares over them cost.
+      correlation with the logit that a square costs, over its positions}. The method "random" orders pixels at random,
+      and "occlusion" by the mean cost of the squares that cover them.
     """
     import jax
 
@@ -207,7 +207,7 @@ def faithfulness(run: "Run", state: "TrainState") -> dict[str, Any]:
             [[heat[:, r : r + square, c : c + square].mean((1, 2)) for c in columns] for r in rows]
         ).transpose(2, 0, 1)
 
-    def spread(values):  # over the pixels of its squares
+    def spread(values):  # gives each pixel the mean value of the squares that cover it
         total, times = np.zeros((len(values), height, width)), np.zeros((height, width))
         for i, r in enumerate(rows):
             for j, c in enumerate(columns):
@@ -239,7 +239,8 @@ def sanity(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures how similar the maps stay as layers are reinitialized, from the logits down.
 
     Returns:
-      "layers", and by method the rank correlation with the map of the trained network after each, mean over images.
+      "layers", and by method a list: after each layer, the rank correlation with the trained network's map, mean over
+      images.
     """
     import jax
 
@@ -264,11 +265,11 @@ def sanity(run: "Run", state: "TrainState") -> dict[str, Any]:
 
 
 def effective(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures the effective receptive field of the middle unit, in the last map whose units see at most a canvas.
+    """Measures the effective receptive field of the middle unit in the last map whose units see at most a canvas.
 
     Returns:
-      {"theoretical": size or None for all of it, "endpoint", "box", "before" and "after" training: {"size", "map":
-      PNG}}.
+      {"theoretical": size, or None if it is the whole image, "endpoint", "box", "before" and "after" training: {"size",
+      "map": PNG}}.
     """
     import jax
 
@@ -297,9 +298,9 @@ def effective(run: "Run", state: "TrainState") -> dict[str, Any]:
 
 
 def gallery(run: "Run", state: "TrainState") -> list[dict[str, Any]]:
-    """Returns the rows of the gallery: an image of one object, and one of two, explained for each of its classes.
+    """Returns the rows of the gallery: an image with one object, and one with two that is explained for each class.
 
-    With CIFAR's classes the second image shows a cat and a dog.
+    With CIFAR's classes, the second image shows a cat and a dog.
 
     Returns:
       [{"image": PNG, "says", "boxes", "class", "panels": {method: PNG}}].

@@ -29,7 +29,7 @@ NAMES = {
     "random": "random order",
     "middle": "the middle, always",
 }
-CORRELATION, PIXEL = 0.02, 1.0  # smallest differences that matter: of rank correlations, and of sizes of fields
+CORRELATION, PIXEL = 0.02, 1.0  # smallest differences of rank correlations, and of sizes of fields, that matter
 PUBLISHED = [  # (quantity, numbers, source)
     ("localization error, ILSVRC val, GoogLeNet-GAP (CAM)", "56.40 % top-1, 43.00 % top-5", "Zhou 2016, table 2"),
     ("the same, VGGnet-GAP (CAM)", "57.20 %, 45.14 %", "Zhou 2016, table 2"),
@@ -49,10 +49,13 @@ def _lower(network: str, low: str, high: str) -> Judge:
     """Returns a judge: one method has a lower localization error than another."""
 
     def judge(outcomes: Outcomes) -> Judgement:
-        own = outcomes.where(network=network)
-        judgement = more({NAMES[name]: own.measured("localization", name, "error") for name in (high, low)})
-        right = spread(own.measured("localization", "right"))
-        return Judgement(judgement.evidence, f"localization error: {judgement.ours}; {right} are classified right")
+        runs = outcomes.where(network=network)
+        judgement = more({NAMES[name]: runs.measured("localization", name, "error") for name in (high, low)})
+        correct = spread(runs.measured("localization", "right"))
+        return Judgement(
+            judgement.evidence,
+            f"localization error: {judgement.ours}; {correct} of the images are classified correctly",
+        )
 
     return judge
 
@@ -64,7 +67,9 @@ grad_cam_localizes = _lower("VGG", "grad_cam", "saliency")
 def tells_classes_apart(outcomes: Outcomes) -> Judgement:
     """Compares how often guided Grad-CAM and guided backprop point at the requested object, mean over networks."""
     values = {
-        NAMES[name]: [statistics.mean(own.measured("two_objects", name)) for _, own in outcomes.groups("seed")]
+        NAMES[name]: [
+            statistics.mean(same_seed.measured("two_objects", name)) for _, same_seed in outcomes.groups("seed")
+        ]
         for name in ("guided_grad_cam", "guided_backprop")
     }
     return more(values, by=0.1)
@@ -72,8 +77,8 @@ def tells_classes_apart(outcomes: Outcomes) -> Judgement:
 
 def agrees_with_occlusion(outcomes: Outcomes) -> Judgement:
     """Compares rank correlations with occlusion."""
-    own, names = outcomes.where(network="VGG"), ("grad_cam", "guided_backprop")
-    values = {NAMES[name]: own.measured("faithfulness", name, "occlusion") for name in names}
+    runs, names = outcomes.where(network="VGG"), ("grad_cam", "guided_backprop")
+    values = {NAMES[name]: runs.measured("faithfulness", name, "occlusion") for name in names}
     return more(values, percent=False, digits=3, worth=CORRELATION, unit="")
 
 
@@ -84,22 +89,22 @@ def _half_way(outcome: Outcome, name: str) -> float:
 
 
 def insensitive(outcomes: Outcomes) -> Judgement:
-    """Compares how much guided backprop and Grad-CAM keep of their maps without the trained upper layers."""
-    own, names = outcomes.where(network="VGG"), ("guided_backprop", "grad_cam")
-    values = {NAMES[name]: [_half_way(outcome, name) for outcome in own] for name in names}
+    """Compares how similar the maps of guided backprop and Grad-CAM stay without the trained upper layers."""
+    runs, names = outcomes.where(network="VGG"), ("guided_backprop", "grad_cam")
+    values = {NAMES[name]: [_half_way(outcome, name) for outcome in runs] for name in names}
     return more(values, by=0.2, percent=False, digits=2, unit="")
 
 
 def effective_field(outcomes: Outcomes) -> Judgement:
-    """Compares the effective receptive field with the theoretical one, and with that before training."""
-    own = outcomes.where(network="ResNet").results("effective")
-    before, after = ([one[when]["size"] for one in own] for when in ("before", "after"))
-    whole = [statistics.mean(one["theoretical"]) for one in own]
-    below = [2 / 3 * size - effective for size, effective in zip(whole, after, strict=True)]
+    """Compares the effective receptive field with the theoretical one, and with itself before training."""
+    fields = outcomes.where(network="ResNet").results("effective")
+    before, after = ([one[when]["size"] for one in fields] for when in ("before", "after"))
+    theoretical = [statistics.mean(one["theoretical"]) for one in fields]
+    below = [2 / 3 * size - effective for size, effective in zip(theoretical, after, strict=True)]
     smaller = evidence.above(below, 0.0, unit="pixels")
     return Judgement(
         evidence.all_of(smaller, evidence.more(after, before, worth=PIXEL, unit="pixels")),
-        f"theoretical {spread(whole, percent=False, digits=0)} pixels; effective "
+        f"theoretical {spread(theoretical, percent=False, digits=0)} pixels; effective "
         f"{spread(before, percent=False)} before and {spread(after, percent=False)} after training",
     )
 
@@ -115,14 +120,14 @@ def _methods(outcomes: Outcomes, measure: str) -> list[str]:
 def _table(
     outcomes: Outcomes, title: str, measure: str, paths: Sequence[tuple[str, tuple[str, ...]]], percent: bool
 ) -> Table:
-    """Returns a table: one row per method; one column per network and (name, keys below the method)."""
+    """Returns a table with one row per method, and one column per network and path; `paths` are (heading, keys)."""
     networks, rows = outcomes.distinct("network"), []
     for name in _methods(outcomes, measure):
         cells = [
             spread(values, percent=percent, digits=1 if percent else 3) if finite(values) else "—"
-            for _, own in outcomes.groups("network")
+            for _, runs in outcomes.groups("network")
             for _, path in paths
-            if (values := own.measured(measure, name, *path))
+            if (values := runs.measured(measure, name, *path))
         ]
         rows += [[NAMES[name], *cells]] if set(cells) != {"—"} else []
     return Table(
@@ -133,7 +138,7 @@ def _table(
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns the tables of localization, two objects, faithfulness, sanity, published numbers."""
+    """Returns tables of the networks, localization, two objects, faithfulness, sanity, and the published numbers."""
     half = Outcomes(
         [
             o._replace(
@@ -181,7 +186,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
             [("", ())],
             False,
         ),
-        Table("Published", ("what", "numbers", "source"), [list(row) for row in PUBLISHED]),
+        Table("Published", ("quantity", "numbers", "source"), [list(row) for row in PUBLISHED]),
     ]
 
 
@@ -195,14 +200,14 @@ def _color(name: str) -> Any:
 
 
 def draw_gallery(outcomes: Outcomes, figure: Any) -> None:
-    """Draws three rows per network, one column per method."""
+    """Draws the gallery: three rows per network, one column per method."""
     seed = outcomes.distinct("seed")[0]
-    own = outcomes.where(seed=seed).having("gallery")
-    if not own:
+    explained = outcomes.where(seed=seed).having("gallery")
+    if not explained:
         return
-    columns = [name for name in NAMES if any(name in row["panels"] for o in own for row in o.measured["gallery"])]
+    columns = [name for name in NAMES if any(name in row["panels"] for o in explained for row in o.measured["gallery"])]
     rows = []
-    for outcome in own:
+    for outcome in explained:
         for row in outcome.measured["gallery"]:
             panels = [_panel(name, row["panels"].get(name)) for name in columns]
             image = from_png(row["image"])
@@ -225,7 +230,7 @@ def _panel(name: str, picture: str | None) -> overlays.Panel | None:
 
 
 def draw_localization(outcomes: Outcomes, figure: Any) -> None:
-    """Draws bars: pointing with one object, and with two."""
+    """Draws how often methods point at the object, with one object and with two."""
     networks, panels = outcomes.distinct("network"), figure.subplots(1, 2, sharey=True)
     names = [name for name in _methods(outcomes, "localization") if name != "middle"]
     for axes, title, measure, path in (
@@ -238,7 +243,7 @@ def draw_localization(outcomes: Outcomes, figure: Any) -> None:
             axes.barh(places, values, 0.24, label=network, color=(BLUE, RED, YELLOW)[i % 3])
         middle = outcomes.where(network=networks[0]).measured(measure, "middle")
         axes.axvline(100 * mean(middle), color="0.5", linestyle=":")
-        finish(axes, title=title, xlabel="highest place is on the object (%)", xlim=(0, 100))
+        finish(axes, title=title, xlabel="maximum is on the object (%)", xlim=(0, 100))
     panels[0].set_yticks(range(len(names)), [NAMES[name] for name in names])
     panels[0].invert_yaxis()
     place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
@@ -246,7 +251,7 @@ def draw_localization(outcomes: Outcomes, figure: Any) -> None:
 
 
 def _legend_beside(figure: Any, panels: Iterable[Any]) -> None:
-    """Puts one legend at the right, with the labels of all panels."""
+    """Puts one legend to the right of the panels, with the labels of all of them."""
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -254,14 +259,14 @@ def _legend_beside(figure: Any, panels: Iterable[Any]) -> None:
 
 
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:
-    """Draws a row for deletion and one for insertion, one column per network."""
+    """Draws one row for deletion and one for insertion, with one column per network."""
     networks = outcomes.distinct("network")
     grid = figure.subplots(2, len(networks), sharex=True, sharey=True, squeeze=False)
     for line, kind in zip(grid, ("deletion", "insertion"), strict=True):
         for axes, network in zip(line, networks, strict=True):
-            own = outcomes.where(network=network).results("faithfulness")
+            measured = outcomes.where(network=network).results("faithfulness")
             for name in NAMES:
-                if curves := [one[name][f"{kind}_curve"] for one in own if name in one]:
+                if curves := [one[name][f"{kind}_curve"] for one in measured if name in one]:
                     points = [statistics.mean(same) for same in zip(*curves, strict=True)]
                     x = [100 * i / (len(points) - 1) for i in range(len(points))]
                     style = "--" if name in ("random", "occlusion") else "-"
@@ -279,9 +284,9 @@ def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
     networks = outcomes.distinct("network")
     panels = panels_by(figure, len(networks), sharey=True)
     for axes, network in zip(panels, networks, strict=True):
-        own = outcomes.where(network=network).results("sanity")
+        measured = outcomes.where(network=network).results("sanity")
         for name in NAMES:
-            if curves := [one[name] for one in own if name in one]:
+            if curves := [one[name] for one in measured if name in one]:
                 points = [1.0, *(statistics.mean(same) for same in zip(*curves, strict=True))]
                 axes.plot(range(len(points)), points, label=NAMES[name], color=_color(name), marker=".")
         finish(axes, title=network, xlabel="reinitialized layers, from the logits down")
@@ -290,19 +295,19 @@ def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_effective(outcomes: Outcomes, figure: Any) -> None:
-    """Draws one column per network: before and after training."""
-    own = outcomes.where(seed=outcomes.distinct("seed")[0]).having("effective")
-    if not own:
+    """Draws effective receptive fields before and after training, one column per network."""
+    measured = outcomes.where(seed=outcomes.distinct("seed")[0]).having("effective")
+    if not measured:
         return
-    grid, drawn = figure.subplots(2, len(own), squeeze=False), None
+    grid, image_artist = figure.subplots(2, len(measured), squeeze=False), None
     for line, when in zip(grid, ("before", "after"), strict=True):
-        for axes, outcome in zip(line, own, strict=True):
+        for axes, outcome in zip(line, measured, strict=True):
             field = outcome.measured["effective"]
             heat = from_png(field[when]["map"]) / 255
-            drawn = axes.imshow(heat, cmap="gray", vmin=0, vmax=1)
+            image_artist = axes.imshow(heat, cmap="gray", vmin=0, vmax=1)
             if field["box"]:  # within the canvas
                 overlays.draw_box(axes, np.clip(field["box"], 0, [*heat.shape, *heat.shape]))
-            size = "all of it" if field["theoretical"] is None else f"{field['theoretical'][0]} pixels"
+            size = "the whole image" if field["theoretical"] is None else f"{field['theoretical'][0]} pixels"
             axes.set_title(
                 f"{outcome.labels['network']}, {field['endpoint']}, {when} training\n"
                 f"effective {field[when]['size']:.1f} pixels,\ntheoretical {size}",
@@ -310,4 +315,4 @@ def draw_effective(outcomes: Outcomes, figure: Any) -> None:
             )
             axes.set_xticks([])
             axes.set_yticks([])
-    figure.colorbar(drawn, ax=grid, shrink=0.6, label="|gradient| of the unit, share of the largest")
+    figure.colorbar(image_artist, ax=grid, shrink=0.6, label="|gradient| of the unit, fraction of the largest")

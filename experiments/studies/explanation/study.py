@@ -5,14 +5,14 @@
   Adebayo et al. 2018      Sanity checks for saliency maps, arXiv 1810.03292
   Luo et al. 2016          Understanding the effective receptive field, arXiv 1701.04128
 
-The images are canvases with one object, or two of different classes, at known places among fragments of others
-(train/data/composite.py). There are three kinds of network: ResNet, which ends in average pooling; VGG, which ends in
-dense layers; and ViT with a class token and a convolutional stem. Grad-CAM uses the default endpoint: the last map, or
-for the ViT the tokens that its last block reads.
+The images are canvases with one object, or with two of different classes, at known places among fragments of other
+objects (train/data/composite.py). There are three kinds of network: ResNet, which ends in average pooling; VGG, which
+ends in dense layers; and ViT, with a class token and a convolutional stem. Grad-CAM uses the default endpoint: the last
+map, or for the ViT the input tokens of its last block.
 
 digits     scikit-learn's digits on canvases of 32x32
-cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (for CIFAR-10 itself change SETS), on
-           canvases of 48x48
+cifar10    cifar10_jpeg, a TFDS set that $TFDS_DATA_DIR must contain (to use CIFAR-10 itself, change SETS), on canvases
+           of 48x48
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,8 @@ MEASURES = (localization, two_objects, faithfulness, sanity, effective, gallery)
 def _networks(scale: str) -> dict[str, tuple[Network, int, float, str]]:
     """Returns networks whose last units see most of a canvas: (network, epochs, learning rate, optimizer).
 
-    A ViT on patches hardly learns from so few images. So it gets a convolutional stem (Xiao 2021) and long training.
+    A ViT on plain patches hardly learns from so few images. So ours has a convolutional stem (Xiao 2021) and trains
+    longer.
     """
     vgg = {"width": 16, "stage_sizes": (2, 2, 2), "classifier": (256,), "norm": "batch", "dropout": 0.0}
     vit = {"stem_channels": (32, 64), "patch_size": 4, "depth": 4, "width": 64, "heads": 4, "mlp_width": 128}
@@ -66,7 +67,7 @@ CLAIMS = [
         "Class activation maps localize the object better than gradients.",
         "top-1 localization error on ILSVRC: GoogLeNet-GAP 56.40 %, backprop on GoogLeNet 61.31 %",
         "Zhou 2016, table 2",
-        "ResNet: a lower localization error with CAM than with the gradient",
+        "in ResNet, the localization error is lower with CAM than with the gradient",
         results.cam_localizes,
         0.0491,
     ),
@@ -74,7 +75,7 @@ CLAIMS = [
         "Grad-CAM localizes the object better than gradients where layers are dense.",
         "VGG-16 56.51 %; backprop on VGGnet 61.12 %",
         "Selvaraju 2017, table 1; Zhou 2016, table 2",
-        "VGG: a lower localization error with Grad-CAM than with the gradient",
+        "in VGG, the localization error is lower with Grad-CAM than with the gradient",
         results.grad_cam_localizes,
         0.0461,
     ),
@@ -82,15 +83,15 @@ CLAIMS = [
         "Guided backprop shows all objects, guided Grad-CAM that of the class.",
         "cat and dog (figure only)",
         "Selvaraju 2017, figure 1",
-        "two objects: guided Grad-CAM points at the requested one at least 10 points more often than guided backprop, "
-        "mean over the networks",
+        "with two objects, guided Grad-CAM points at the requested one at least 10 points more often than guided "
+        "backprop, mean over the networks",
         results.tells_classes_apart,
     ),
     Claim(
         "Grad-CAM agrees with occlusion better than guided backprop.",
         "rank correlation 0.254 against 0.168 (guided Grad-CAM 0.261, CAM 0.208)",
         "Selvaraju 2017, section on faithfulness",
-        f"VGG: a higher rank correlation; differences below {results.CORRELATION} do not matter",
+        f"in VGG, the rank correlation of Grad-CAM is higher; differences below {results.CORRELATION} do not matter",
         results.agrees_with_occlusion,
         0.086,
     ),
@@ -98,15 +99,16 @@ CLAIMS = [
         "Guided backprop hardly depends on what the upper layers have learned, Grad-CAM does.",
         "rank correlations and pictures (figures only)",
         "Adebayo 2018, section 3.1",
-        "VGG, the upper half of the layers reinitialized: guided backprop keeps a rank correlation at least 0.2 higher",
+        "in VGG with the upper half of its layers reinitialized, the rank correlation of guided backprop is at least "
+        "0.2 higher",
         results.insensitive,
     ),
     Claim(
         "The effective receptive field is smaller than the theoretical one, and grows in training.",
         "figures only",
         "Luo 2016, section 4",
-        "ResNet, the last map that sees no more than a canvas: at most two "
-        "thirds of the pixels across, and larger after training than before; differences below "
+        "in ResNet, in the last map that sees no more than a canvas, the effective field is at most two thirds as wide "
+        "as the theoretical one, and larger after training than before; differences below "
         f"{results.PIXEL:g} pixel do not matter",
         results.effective_field,
     ),
@@ -116,9 +118,9 @@ STUDY = Study(
     name="explanation",
     title="Explanations",
     question="Do the maps that explain a decision show what the network bases it on?",
-    would_change="For CAM against gradients, smaller objects, or photographs with boxes: on canvases both methods err "
-    "on few images. For guided Grad-CAM against guided backprop, more seeds. For the effective receptive field, "
-    "training on photographs: here digits are small, and the field does not grow.",
+    would_change="For CAM against gradients, smaller objects or photographs with boxes, because on canvases both "
+    "methods rarely err. For guided Grad-CAM against guided backprop, more seeds. For the effective receptive field, "
+    "training on photographs, because digits are small here and the field does not grow.",
     cost={
         "digits": "3 runs per seed: about 10 minutes per seed on 2 cores",
         "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 3 runs per seed: hours per seed on 2 cores",
@@ -129,30 +131,30 @@ STUDY = Study(
     pictures=[
         Picture(
             "gallery",
-            "All methods on the same two images by three networks (first seed): one object, and two objects of "
-            "different classes, explained for each class in turn (box). Gradients show negative evidence, maps do "
-            "not. Without max-pooling, the deconvnet hardly depends on the image.",
+            "All methods on the same two images, by three networks (first seed). One image has one object; the other "
+            "has two of different classes, and each class is explained in turn (box). Gradients show negative "
+            "evidence, and maps do not. Without max-pooling, the deconvnet hardly depends on the image.",
             results.draw_gallery,
             (13.0, 12.6),
         ),
         Picture(
             "localization",
-            "How often the maximum of the map is on the object (left), and on the requested one of two objects "
+            "How often the maximum of the map is on the only object (left), and on the requested one of two objects "
             "(right). Mean over seeds.",
             results.draw_localization,
             (11.0, 4.6),
         ),
         Picture(
             "curves",
-            "Probability of the class as the most important pixels are deleted (above) or inserted (below). Mean over "
-            "images and seeds.",
+            "Probability of the class as pixels are deleted (above) or inserted (below), the most important ones "
+            "first. Mean over images and seeds.",
             results.draw_curves,
             (13.0, 7.2),
         ),
         Picture(
             "sanity",
-            "Similarity of the map to that of the trained network as layers are reinitialized, from the logits down "
-            "to the image: rank correlation, mean over images and seeds.",
+            "Rank correlation of the map with that of the trained network as layers are reinitialized, from the logits "
+            "down to the image. Mean over images and seeds.",
             results.draw_sanity,
             (13.0, 4.2),
         ),

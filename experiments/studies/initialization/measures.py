@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.studies.measures import layers
 
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
+if TYPE_CHECKING:  # measures import training code only when they run
     from train.run import Run
     from train.state import TrainState
 
 
 def signal(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures standard deviations for each layer with a kernel, in order, on one batch of training images.
+    """Measures the signal in each layer with a kernel, in order, on one batch of training images.
 
     Returns:
-      "layers" (without the classifier), and for each the standard deviation of its output ("forward") and of the loss's
-      gradient with respect to its output ("backward").
+      "layers" (without the classifier); "forward", the standard deviation of the output of each; and "backward", that
+      of the loss's gradient with respect to the output of each.
     """
     import jax
     import jax.numpy as jnp

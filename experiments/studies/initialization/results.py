@@ -50,10 +50,10 @@ def _share(outcomes: Outcomes, network: str, role: str, init: str) -> tuple[int,
 
 
 def _factors(outcomes: Outcomes, init: str, direction: str, network: str = "plain") -> list[float]:
-    """Returns by seed the geometric mean, over layers, of the factor between standard deviations of adjacent layers.
+    """Returns by seed the factor on the standard deviation from layer to layer (geometric mean over layers).
 
-    The factor is taken in the direction in which the signal travels, over the layers before the first that halves the
-    resolution. There, the padding of small maps, which also lowers the deviation, matters least.
+    The direction is that of the signal. Only the layers before the first halving of the resolution count, because there
+    padding, which also lowers the deviation of small maps, matters least.
     """
     factors = []
     for one in outcomes.where(at="step 0", network=network, init=init).results("signal"):
@@ -69,24 +69,24 @@ def _accuracies(outcomes: Outcomes, role: str) -> str:
 
 
 def rule(outcomes: Outcomes) -> Judgement:
-    """Tests the factor per layer with MSRA, and Xavier's relative to it."""
+    """Tests the factor per layer with MSRA, and the factor with Xavier relative to that."""
     msra, xavier = (_factors(outcomes, init, "forward") for init in PAIR)
     ratios = [low / high for low, high in zip(xavier, msra, strict=True)]
-    known = evidence.all_of(
+    decided = evidence.all_of(
         evidence.within(msra, 0.9, 1.05, unit="a layer"),
         evidence.within(ratios, 0.5**0.5 - 0.02, 0.5**0.5 + 0.02, unit="a layer"),
     )
     factors = [statistics.mean(values) for values in (msra, xavier, ratios)]
     text = "a layer multiplies the standard deviation by {:.3f} (MSRA) and {:.3f} (Xavier), {:.3f} of it"
-    return Judgement(known, text.format(*factors))
+    return Judgement(decided, text.format(*factors))
 
 
 def deepest(outcomes: Outcomes) -> Judgement:
-    """Tests whether the deepest networks mostly converge with MSRA, and mostly do not with Xavier."""
+    """Tests whether most runs of the deepest networks converge with MSRA, and most do not with Xavier."""
     msra, xavier = (_share(outcomes, "plain", "deep", init) for init in PAIR)
-    known = evidence.all_of(evidence.usual(*msra), evidence.negated(evidence.usual(*xavier)))
+    decided = evidence.all_of(evidence.usual(*msra), evidence.negated(evidence.usual(*xavier)))
     text = f"{msra[0]} of {msra[1]} runs converge with MSRA, {xavier[0]} of {xavier[1]} with Xavier"
-    return Judgement(known, f"{text}; {_accuracies(outcomes, 'deep')}")
+    return Judgement(decided, f"{text}; {_accuracies(outcomes, 'deep')}")
 
 
 def earlier(outcomes: Outcomes) -> Judgement:
@@ -105,7 +105,7 @@ def shallow(outcomes: Outcomes) -> Judgement:
 
 
 def cured(network: str) -> Judge:
-    """Returns a judge: inits with which plain networks stall mostly converge in this network."""
+    """Returns a judge: inits with which plain networks stall make most runs of this network converge."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         parts, texts = [], []
@@ -122,7 +122,7 @@ def cured(network: str) -> Judge:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns accuracy by init and depth; the cures; the factor per layer."""
+    """Returns tables of accuracy by init and depth, of the remedies, and of the factor per layer."""
     end = outcomes.where(at="end")
     plain = [
         [init, *(spread(group.values("accuracy")) for _, group in runs.groups("depth"))]

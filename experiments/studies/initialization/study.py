@@ -1,11 +1,12 @@
-"""Initialization: the scale of initial weights at which a deep network trains, and cures of a bad scale.
+"""Initialization: the scale of initial weights at which a deep network trains, and remedies for a bad scale.
 
   Glorot & Bengio 2010     Understanding the difficulty of training deep feedforward neural networks
   He et al. 2015           Delving deep into rectifiers, arXiv 1502.01852
   Mishkin & Matas 2016     All you need is a good init, arXiv 1511.06422 (LSUV)
 
-The gradient at an early layer is a product of the Jacobians of all later ones. If each shrinks it by a factor, it
-vanishes exponentially in the depth; if each stretches it, it explodes. At step 0 this is measured layer by layer.
+The gradient at an early layer is a product of the Jacobians of all later layers. If each Jacobian shrinks it by a
+factor, the gradient vanishes exponentially with depth; if each stretches it, the gradient explodes. The study measures
+this layer by layer at step 0.
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,12 @@ from experiments.studies.initialization.measures import signal
 from experiments.studies.initialization.results import CONVERGED, CURED, INITS, NETWORKS
 from experiments.study import Claim, Picture, Study, Trial, recipe
 
-DEPTHS = {"digits": (8, 14, 20), "cifar10": (14, 20, 32)}  # below, the first is "shallow", the last is "deep"
+DEPTHS = {"digits": (8, 14, 20), "cifar10": (14, 20, 32)}  # the first has the role "shallow", the last "deep"
 STEP_0 = 44  # depth of the networks that are measured at step 0
 
 
 def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
-    """Lists all inits in plain networks by depth; the inits of CURED in the deepest ones with each cure; step 0."""
+    """Lists all inits in plain networks by depth, the inits of CURED in deep networks with a remedy, and step 0."""
     depths = DEPTHS[scale]
     roles = {depths[0]: "shallow", depths[-1]: "deep"}
 
@@ -51,9 +52,9 @@ STUDY = Study(
     title="Initialization",
     question="Which scale of the initial weights lets a plain network of 8 to 32 layers train? Do batch "
     "normalization and residual connections make up for a bad scale?",
-    would_change="More seeds for very deep plain networks, where seeds differ in whether a network begins to learn. A "
-    "longer schedule for the shallowest ones, where Xavier is behind because it begins to learn later. "
-    "For residual connections a longer warm-up, or blocks whose branches begin at zero.",
+    would_change="For very deep plain networks, more seeds, because only some seeds begin to learn. For the shallowest "
+    "ones, a longer schedule: networks with Xavier are behind because they begin to learn later. For residual "
+    "connections, a longer warm-up, or blocks whose branches begin at zero.",
     cost={
         "digits": "about 9 minutes on 2 cores",
         "cifar10": "46 trials per seed, 30 of them of 60 epochs: four hours of one GPU per seed",
@@ -65,23 +66,23 @@ STUDY = Study(
             "layer.",
             "1/sqrt(2) = 0.707 a layer",
             "He 2015, eq. 10 and the discussion after it",
-            f"in the first stage of {STEP_0} layers at step 0 the factor a layer is 0.9 to 1.05 with MSRA (padding "
-            "lowers it), and Xavier's is 0.707 of that to within 0.02",
+            f"in the first stage of {STEP_0} layers at step 0 the factor per layer is 0.9 to 1.05 with MSRA (padding "
+            "lowers it), and the factor with Xavier is 0.707 of that to within 0.02",
             results.rule,
         ),
         Claim(
             "Very deep plain networks converge with MSRA and stall with Xavier.",
             "30 layers: MSRA converges, Xavier stalls",
             "He 2015, fig. 3",
-            f"in the deepest of ours (digits: 20 layers, cifar10: 32) more than half of the runs reach {CONVERGED:.0%} "
-            "with MSRA, and fewer than half do with Xavier",
+            "in our deepest networks (digits: 20 layers, cifar10: 32) more than half of the runs reach "
+            f"{CONVERGED:.0%} with MSRA, and fewer than half do with Xavier",
             results.deepest,
         ),
         Claim(
             "Moderately deep plain networks converge with Xavier, too, but earlier with MSRA.",
             "22 layers: both converge, MSRA reduces its error earlier",
             "He 2015, fig. 2",
-            f"in the shallowest of ours (8, 14) more than half of the runs reach {CONVERGED:.0%} with each, and the "
+            f"in our shallowest networks (8, 14) more than half of the runs reach {CONVERGED:.0%} with each, and the "
             "training loss over the first third is lower with MSRA; differences below "
             f"{results.NATS} nats do not matter",
             results.earlier,
@@ -90,14 +91,14 @@ STUDY = Study(
             "In shallower plain networks MSRA or Xavier makes no clear difference.",
             "14 layers: 33.82 % error with MSRA, 33.90 % with Xavier",
             "He 2015, section 2.2",
-            "in the shallowest of ours the mean accuracies are equivalent within 1 point",
+            "in our shallowest networks the mean accuracies are equivalent within 1 point",
             results.shallow,
         ),
         Claim(
             "Batch normalization makes training insensitive to the initial scale.",
             "larger learning rates and less careful initialization",
             "Ioffe & Szegedy 2015, abstract",
-            "in the deepest of ours fewer than half of the plain runs converge with normal 0.01 and with Xavier, and "
+            "in our deepest networks fewer than half of the plain runs converge with normal 0.01 and with Xavier, and "
             "more than half do with batch norm",
             results.cured("plain, batch norm"),
         ),
@@ -105,7 +106,8 @@ STUDY = Study(
             "Residual connections make training insensitive to the initial scale.",
             "gradients reach early layers through the identity",
             "He 2016b, eq. 5",
-            "there, more than half do with residual connections and no normalization",
+            "in our deepest networks fewer than half of the plain runs converge with normal 0.01 and with Xavier, and "
+            "more than half do with residual connections and no normalization",
             results.cured("residual, no norm"),
         ),
     ),
@@ -113,9 +115,9 @@ STUDY = Study(
     pictures=(
         Picture(
             "signal",
-            f"Standard deviation of the output of each layer, and of the gradient with respect to it, in {STEP_0} "
-            "layers at step 0; mean over seeds. Straight lines are exponential decay. Lines jump where the resolution "
-            "is halved.",
+            f"Standard deviation of the output of each layer, and of the gradient with respect to it, in networks of "
+            f"{STEP_0} layers at step 0; mean over seeds. Straight lines mean exponential decay. Lines jump where the "
+            "resolution is halved.",
             results.draw_signal,
             (13, 6),
         ),

@@ -10,9 +10,9 @@ from experiments.study.tables import accuracy, table_by
 from experiments.study.verdicts import Judgement, finite, listed, more, spread
 from train.plots.palette import BLUE, CYAN, GRAY, GREEN, RED, YELLOW
 
-SIZES = (32, 16, 8, 4, 2)  # numbers of images that are normalized together
-NATS, DECADES = 0.01, 0.05  # smallest differences of training losses, and of logarithms, that matter
-POINTS = (1, 2, 4, 8)  # numbers of epochs after which the smoothness is measured
+SIZES = (32, 16, 8, 4, 2)  # numbers of images that are normalized together, as if on one GPU
+NATS, DECADES = 0.01, 0.05  # smallest differences of training losses, and of their logarithms, that matter
+POINTS = (1, 2, 4, 8)  # epochs of training after which the smoothness is measured
 PUBLISHED = {  # top-1 error (%) of ResNet-50 on ImageNet; Wu & He 2018, tables 1 and 2
     "BN": {32: 23.6, 16: 23.7, 8: 24.8, 4: 27.3, 2: 34.7},
     "GN": {32: 24.1, 16: 24.2, 8: 24.0, 4: 24.2, 2: 24.1},
@@ -37,10 +37,10 @@ SMOOTHNESS = {  # key of the measure `smoothness` -> heading
 
 
 def _runs(outcomes: Outcomes, norm: str, images: int) -> Outcomes:
-    own = outcomes.where(part="size", norm=norm, images=images)
-    return (
-        own if len(own) or norm != "BN, same steps" else _runs(outcomes, "BN", images)
-    )  # at 32 images both are the same
+    runs = outcomes.where(part="size", norm=norm, images=images)
+    if not len(runs) and norm == "BN, same steps":  # at 32 images, it is the same as BN
+        return _runs(outcomes, "BN", images)
+    return runs
 
 
 def _accuracy(outcomes: Outcomes, norm: str, images: int) -> list[float]:
@@ -70,7 +70,7 @@ def bn_small(outcomes: Outcomes) -> Judgement:
 
 
 def gn_flat(outcomes: Outcomes) -> Judgement:
-    """Tests, where BN loses accuracy, whether GN loses less than a quarter of that at every number of images."""
+    """Tests whether GN loses less than a quarter of what BN loses, at every number of images, if BN loses accuracy."""
     many, few = (_accuracy(outcomes, "BN", images) for images in (32, 2))
     drop = statistics.mean(many) - statistics.mean(few)
     whole, *fewer = (_accuracy(outcomes, "GN", images) for images in SIZES)
@@ -81,19 +81,19 @@ def gn_flat(outcomes: Outcomes) -> Judgement:
 
 
 def gn_at_2(outcomes: Outcomes) -> Judgement:
-    """Compares GN and BN with 2 images."""
+    """Compares GN and BN at 2 images."""
     return more({norm: _accuracy(outcomes, norm, 2) for norm in ("GN", "BN")}, separator=", ")
 
 
 def order(outcomes: Outcomes) -> Judgement:
-    """Compares GN with LN, and LN with IN, with 32 images."""
+    """Compares GN with LN, and LN with IN, at 32 images."""
     values = {norm: _accuracy(outcomes, norm, 32) for norm in ("BN", "GN", "LN", "IN")}
     ordered = evidence.all_of(evidence.more(values["GN"], values["LN"]), evidence.more(values["LN"], values["IN"]))
     return Judgement(ordered, listed(values, separator=", "))
 
 
 def discrepancy(outcomes: Outcomes) -> Judgement:
-    """Compares the difference of BN's two modes with 2 and with 32 images."""
+    """Compares how much the accuracies of BN's two modes differ at 2 and at 32 images."""
     many, few = ([abs(d) for d in _differences(outcomes, images, "batch", "train")] for images in (32, 2))
     return Judgement(evidence.more(few, many), f"the two differ by {spread(many)} at 32, {spread(few)} at 2")
 
@@ -106,10 +106,10 @@ def recalibrated(outcomes: Outcomes) -> Judgement:
 
 
 def groups(outcomes: Outcomes) -> Judgement:
-    """Compares several groups with one."""
+    """Compares the accuracies of several groups with that of one."""
     by_groups = {
-        groups: own.values("accuracy", diverged=0.0)
-        for (groups,), own in outcomes.where(part="groups").groups("groups")
+        groups: runs.values("accuracy", diverged=0.0)
+        for (groups,), runs in outcomes.where(part="groups").groups("groups")
     }
     others = [value for groups, values in by_groups.items() if groups > 1 for value in values]
     text = "; ".join(f"{groups} groups {spread(values)}" for groups, values in by_groups.items())
@@ -123,7 +123,7 @@ def faster(outcomes: Outcomes) -> Judgement:
 
 
 def _along(outcomes: Outcomes, norm: str, epochs: int, name: str) -> list[float]:
-    """Returns by seed the range of the loss along the gradient, or the largest "change" or "smoothness"."""
+    """Returns by seed the range of the loss along the gradient, or the maximum of "change" or "smoothness"."""
     return [
         max(one["loss"]) - min(one["loss"]) if name == "loss" else max(one[name])
         for one in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness")
@@ -134,7 +134,7 @@ def smoother(name: str) -> Judge:
     """Returns a judge: the loss along the gradient varies less with BN."""
 
     def by_seed(outcomes: Outcomes, norm: str) -> list[float]:
-        """Returns mean logarithms over the points of training, without seeds that diverged at one of them."""
+        """Returns by seed the mean logarithm over POINTS, without seeds that diverged at one of them."""
         runs = (
             [value for epochs in POINTS for value in _along(group, norm, epochs, name) if value > 0]
             for _, group in outcomes.groups("seed")
@@ -159,7 +159,7 @@ def smoother(name: str) -> Judge:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns accuracy by norm and images per device, beside the published values; BN's gap; groups; smoothness."""
+    """Returns tables of accuracy by norm and images per device, of accuracy by mode, of groups, and of smoothness."""
     sizes = [
         [
             norm,
@@ -180,10 +180,10 @@ def tables(outcomes: Outcomes) -> list[Table]:
     ]
     published = "published: ResNet-50 on ImageNet, same columns (%)"
     return [
-        Table("Test accuracy by images a device", ["norm", *map(str, SIZES), published], sizes),
+        Table("Test accuracy by images per device", ["norm", *map(str, SIZES), published], sizes),
         Table(
             "Training and test accuracy by mode",
-            ["norm", "images a device", *(text for text, _ in MODES.values())],
+            ["norm", "images per device", *(text for text, _ in MODES.values())],
             gaps,
         ),
         table_by(
@@ -197,13 +197,15 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 
 def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy against the images that are normalized together, and the number of groups."""
+    """Draws accuracy against the number of images that are normalized together, and against the number of groups."""
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for norm in outcomes.where(part="size").distinct("norm"):
         runs = [_runs(outcomes, norm, n).values("accuracy") for n in SIZES]
         line = "--" if norm == "BN, same steps" else "-"
         errorbars(left, SIZES, runs, color=COLORS[norm], label=norm, linestyle=line)
-    by_groups = {groups: own.values("accuracy") for (groups,), own in outcomes.where(part="groups").groups("groups")}
+    by_groups = {
+        groups: group.values("accuracy") for (groups,), group in outcomes.where(part="groups").groups("groups")
+    }
     errorbars(right, by_groups, list(by_groups.values()), color=COLORS["GN"])
     for axes, ticks in ((left, SIZES), (right, list(by_groups))):
         axes.set_xscale("log", base=2)
@@ -233,12 +235,14 @@ def draw_gap(outcomes: Outcomes, figure: Any) -> None:
 def draw_smoothness(outcomes: Outcomes, figure: Any) -> None:
     """Draws the loss along the gradient during training."""
     panels = figure.subplots(1, 3)
-    for norm, beside in (("BN", 0.94), ("none", 1.06)):
+    for norm, x_factor in (("BN", 0.94), ("none", 1.06)):
         means = []
         for epochs in POINTS:
             for one in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness"):
                 for axes, values in ((panels[0], one["loss"]), (panels[1], one["change"])):
-                    axes.vlines(epochs * beside, min(values), max(values), color=COLORS[norm], alpha=0.35, linewidth=6)
+                    axes.vlines(
+                        epochs * x_factor, min(values), max(values), color=COLORS[norm], alpha=0.35, linewidth=6
+                    )
             if values := finite(_along(outcomes, norm, epochs, "smoothness")):
                 means.append((epochs, statistics.mean(values)))
         if means:

@@ -1,4 +1,4 @@
-"""Normalization: what it averages over, how many images it needs, and its effect on the loss.
+"""Normalization: the sets that it averages over, the number of images that it needs, and its effect on the loss.
 
   Ioffe & Szegedy 2015     Batch normalization, arXiv 1502.03167
   Ba et al. 2016           Layer normalization, arXiv 1607.06450
@@ -8,9 +8,9 @@
   Santurkar et al. 2018    How does batch normalization help optimization?, arXiv 1805.11604
 
 Wu & He train on 8 GPUs with 32 to 2 images per GPU, a learning rate proportional to the batch, and a fixed number of
-epochs. So do we, with PARTS in place of the GPUs: the parts into which one device splits a batch; batch norm sees one
-part at a time. "BN, same steps" keeps the batch and the learning rate of 32 images, and splits into smaller parts: then
-only the noise of the statistics changes.
+epochs. We do the same, but where they have GPUs, one device splits a batch into PARTS, and batch norm sees one part at
+a time. "BN, same steps" keeps the batch and the learning rate of 32 images and splits the batch into smaller parts, so
+that only the noise of the statistics changes.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ from experiments.studies.normalization.results import POINTS, SIZES
 from experiments.study import Claim, Picture, Study, Trial, recipe
 
 NETWORKS = {"digits": "resnet8", "cifar10": "resnet20", "imagenet": "resnet50"}
-PLAIN = {"digits": "plain14", "cifar10": "plain20", "imagenet": "plain18"}  # networks whose smoothness is measured
+PLAIN = {"digits": "plain14", "cifar10": "plain20", "imagenet": "plain18"}  # for the smoothness of the loss
 WIDTHS = {"digits": 8, "cifar10": 16, "imagenet": 64}  # channels of the narrowest layer; GN has half as many groups
 PARTS = {"digits": (1, 2), "cifar10": (1, 4), "imagenet": (8, 1)}  # (devices, accumulate)
 EPOCHS = {"digits": 6, "cifar10": 60, "imagenet": 90}
-SMOOTH_RATE = 0.02  # learning rate with which networks without normalization survive
+SMOOTH_RATE = 0.02  # learning rate at which networks without normalization do not diverge
 
 
 def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
-    """Lists all norms by images per device; BN in smaller parts of one batch; numbers of groups; smoothness."""
+    """Lists all norms by images per device, BN in smaller parts of one batch, numbers of groups, and smoothness."""
     width, planned = WIDTHS[scale], []
     specs = {"BN": "batch", "GN": f"group:{width // 2}", "LN": "layer", "IN": "instance", "none": "none"}
     for seed in seeds:
@@ -53,14 +53,14 @@ def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
 
 
 def _config(scale: str, norm: str, images: int, seed: int, same_steps: bool = False, model: str = "") -> Any:
-    """Returns the config of a network that normalizes that many images at once."""
+    """Returns the config of a network that normalizes `images` images at once."""
     devices, parts = PARTS[scale]
     model = model or NETWORKS[scale]
     c = recipe(f"configs/study.py:{scale},model={model},norm={norm},seed={seed},epochs={EPOCHS[scale]}")
     c.devices, c.batch_size = devices, devices * parts * SIZES[0]
     c.accumulate = parts * SIZES[0] // images if same_steps else parts
     if norm == "none":
-        c.optimizer.learning_rate /= 5  # a network without normalization does not survive the recipe's rate
+        c.optimizer.learning_rate /= 5  # a network without normalization diverges at the recipe's rate
     if not same_steps:
         c.batch_size = c.batch_size * images // SIZES[0]
         c.optimizer.learning_rate *= images / SIZES[0]
@@ -68,7 +68,7 @@ def _config(scale: str, norm: str, images: int, seed: int, same_steps: bool = Fa
 
 
 def _smooth(scale: str, norm: str, epochs: int, seed: int) -> Any:
-    """Returns the config of a plain network; its shorter runs are the beginnings of the longer ones."""
+    """Returns the config of a plain network at a constant rate: shorter runs are the beginnings of longer ones."""
     c = _config(scale, norm, SIZES[0], seed, model=PLAIN[scale])
     c.duration, c.optimizer.learning_rate = f"{epochs} epochs", SMOOTH_RATE
     c.optimizer.schedule, c.optimizer.warmup = "constant", "0 steps"
@@ -82,15 +82,15 @@ STUDY = Study(
     title="Normalization",
     question="How do batch, layer, instance, group and no normalization depend on the number of images that a "
     "device sees? Does batch normalization make the loss smoother?",
-    would_change="More test images for the order of group, layer and instance norm: on 360 images, seeds differ by as "
-    "much as norms do. For the smoothness of the loss, a depth and a learning rate at which the plain "
-    "network without normalization learns. Where it has hardly begun to learn, its loss is flat.",
+    would_change="For the order of group, layer and instance norm, more test images: on 360 images, seeds differ by as "
+    "much as norms do. For the smoothness of the loss, a depth and a learning rate at which the plain network without "
+    "normalization learns, because its loss is flat as long as it has hardly begun to learn.",
     cost={
         "digits": "about 7 minutes on 2 cores",
-        "cifar10": "41 runs per seed, 33 of them 60 epochs of ResNet-20: some 7 hours of one GPU per seed. The small "
-        "batches take the time, 375,000 steps at 2 images, although a run has only 0.7 PFLOP",
-        "imagenet": "43 runs per seed, 35 of them 90 epochs of ResNet-50 on 8 GPUs: at 2.8e18 FLOP a run some 500 GPU "
-        "hours per seed",
+        "cifar10": "41 runs per seed, 33 of them 60 epochs of ResNet-20: about 7 hours of one GPU per seed. A run has "
+        "only 0.7 PFLOP, but small batches take long: 375,000 steps at 2 images",
+        "imagenet": "43 runs per seed, 35 of them 90 epochs of ResNet-50 on 8 GPUs: at 2.8e18 FLOP per run about 500 "
+        "GPU hours per seed",
     },
     trials=trials,
     claims=(
@@ -106,8 +106,8 @@ STUDY = Study(
             "Group normalization is as accurate when a device sees few images.",
             "error 24.1 / 24.2 / 24.0 / 24.2 / 24.1 % at 32 / 16 / 8 / 4 / 2",
             "Wu & He 2018, table 2",
-            "with fewer images, GN loses less than a quarter of what BN loses from 32 to 2; undecided where BN loses "
-            "nothing",
+            "with fewer images than 32, GN loses less than a quarter of the accuracy that BN loses from 32 to 2; "
+            "undecided where BN loses nothing",
             results.gn_flat,
         ),
         Claim(
@@ -122,14 +122,14 @@ STUDY = Study(
             "With 32 images group normalization is better than layer, and that than instance normalization.",
             "error: BN 23.6, GN 24.1, LN 25.3, IN 28.4 %",
             "Wu & He 2018, table 1",
-            "GN above LN, and LN above IN",
+            "GN is more accurate than LN, and LN than IN",
             results.order,
         ),
         Claim(
             "Batch normalization computes differently in training and in inference, the more so with small batches.",
             "no number: differences between training and inference",
             "Ioffe 2017, abstract",
-            "on the same training images the two modes' accuracies are further apart at 2 images than at 32",
+            "on the same training images, the accuracies of the two modes differ more at 2 images than at 32",
             results.discrepancy,
         ),
         Claim(
@@ -143,14 +143,14 @@ STUDY = Study(
             "The number of groups matters little, and one group, which is layer normalization, is the worst.",
             "every G > 1 below the error of G = 1",
             "Wu & He 2018, table 3",
-            "the mean over all G > 1 is above G = 1",
+            "the mean accuracy over all G > 1 is above that of G = 1",
             results.groups,
         ),
         Claim(
             "Batch normalization speeds training up.",
             "the same accuracy with 14 times fewer steps",
             "Ioffe & Szegedy 2015, abstract",
-            "the training loss over the first third is lower with BN than with none, at 32 images; differences below "
+            "at 32 images, the training loss over the first third is lower with BN than with none; differences below "
             f"{results.NATS} nats do not matter",
             results.faster,
         ),
@@ -158,8 +158,8 @@ STUDY = Study(
             "With batch normalization the loss varies less along the gradient.",
             "no number: narrower bands",
             "Santurkar 2018, fig. 4a",
-            "the range of the loss over steps of 1/2 to 4 learning rates along the "
-            "gradient, its logarithm averaged over the points of training, is smaller with BN; differences below "
+            "the range of the loss over steps of 1/2 to 4 learning rates along the gradient is smaller with BN; "
+            "its logarithm is averaged over the points of training, and differences below "
             f"{results.DECADES} decades do not matter",
             results.smoother("loss"),
         ),
@@ -167,7 +167,7 @@ STUDY = Study(
             "With batch normalization the gradient changes less over the same distance.",
             "no number: lower effective smoothness",
             "Santurkar 2018, fig. 4c",
-            "so averaged, the largest change of the gradient, divided by the distance, is smaller with BN; "
+            "averaged in the same way, the largest change of the gradient divided by the distance is smaller with BN; "
             f"differences below {results.DECADES} decades do not matter",
             results.smoother("smoothness"),
         ),
@@ -177,8 +177,8 @@ STUDY = Study(
         Picture(
             "sizes",
             "Left: test accuracy by the number of images that are normalized together; the learning rate is "
-            "proportional to the batch size. Dashed: batch norm of smaller parts of the same batch. Right: by the "
-            "number of groups. Mean and standard deviation over seeds.",
+            "proportional to the batch size. Dashed: batch norm on smaller parts of the same batch. Right: test "
+            "accuracy by the number of groups. Mean and standard deviation over seeds.",
             results.draw_sizes,
             (12, 4.5),
         ),
@@ -191,9 +191,9 @@ STUDY = Study(
         ),
         Picture(
             "smoothness",
-            "Steps of 1/2 to 4 learning rates along the gradient, at several points of the training of plain networks: "
-            "range of the loss, range of the change of the gradient (one bar per run), and largest change divided by "
-            "the distance.",
+            "Steps of 1/2 to 4 learning rates along the gradient, after several numbers of epochs of plain networks: "
+            "range of the loss and range of the change of the gradient (one bar per run), and the largest change "
+            "divided by the distance.",
             results.draw_smoothness,
             (13, 4.2),
         ),

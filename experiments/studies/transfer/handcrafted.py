@@ -1,8 +1,8 @@
 """Handcrafted features, from before networks learned them: HOG, dense SIFT, bags of words and Fisher vectors.
 
-What a pretrained network's features are compared with: until 2012 a linear classifier on these was the state of the
-art (Sanchez 2011 won the last ImageNet challenge before AlexNet with Fisher vectors of SIFT). Everything here is a pure
-function of images and a seed; the classifier is the study's.
+The study compares a pretrained network's features with these. Until 2012, a linear classifier on them was the state of
+the art: Sanchez 2011 won the last ImageNet challenge before AlexNet with Fisher vectors of SIFT. Everything here is a
+pure function of images and a seed. The classifier is part of the study.
 
 Needs scikit-image and OpenCV: pip install -e '.[classic]'.
 """
@@ -18,18 +18,19 @@ from models.errors import UserError, choice_error
 
 KINDS = {"hog": 0, "sift_fv": 64, "sift_bow": 512}  # kind -> default number of visual words
 DIMENSIONS = 64  # dimensions of SIFT after PCA, as in Perronnin 2010
-SAMPLE = 100_000  # number of descriptors from which a vocabulary is learned
-_SAMPLE_IMAGES = 2000  # largest number of images that these come from
+SAMPLE = 100_000  # number of descriptors that a vocabulary is learned from
+_SAMPLE_IMAGES = 2000  # maximum number of images that these descriptors come from
 _SMALLEST = 32  # pixels: smaller images are enlarged, because SIFT's patches do not fit into them
-# Of scale space; the last one for images of 64 pixels and more. On 1,500 training images of CIFAR-10 kept apart, a
-# linear classifier of Fisher vectors (16 words, 4,000 images) is right in 56.4% with the first two, 51.6% with all
-# three, 54.5% and 50.2% with the first and the second alone, and in 56.5% with four times as many patches.
+# Octaves of the scale space; the last one is only used for images of 64 pixels and more. On 1,500 held-out training
+# images of CIFAR-10, a linear classifier on Fisher vectors (16 words, 4,000 images) has an accuracy of 56.4% with the
+# first two octaves, 51.6% with all three, 54.5% with only the first, 50.2% with only the second, and 56.5% with four
+# times as many patches.
 _OCTAVES = (-1, 0, 1)
-_CHUNK = 2**22  # numbers held in memory at once, roughly: 16 MiB
+_CHUNK = 2**22  # approximate number of values in memory at once: 16 MiB
 
 
 def describe(kind: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns features of training and test images; everything fitted for them is fitted on training images alone.
+    """Returns features of training and test images; the vocabulary is fitted on the training images alone.
 
     Args:
       kind: "hog", "sift_fv" (Fisher vectors) or "sift_bow" (bag of words); "sift_fv:32" has 32 words.
@@ -41,8 +42,8 @@ def describe(kind: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> t
       float32 [N, features] for each. For 32x32 pixels: 324 (hog), 2 * 64 * words (sift_fv), words (sift_bow).
 
     Raises:
-      UserError: The kind is unknown, the images have another form or are too few for so many words, or a library is
-        missing.
+      UserError: The kind is unknown, the images have another shape or type, there are too few of them for so many
+        words, or a library is missing.
     """
     name, words = _parse(kind)
     if name == "hog":
@@ -54,12 +55,13 @@ def describe(kind: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> t
 def hog(images: np.ndarray, cell: int = 0) -> np.ndarray:
     """Returns histograms of oriented gradients (Dalal and Triggs 2005).
 
-    There are 9 unsigned orientations, in blocks of 2x2 cells that overlap by one, each block normalized by L2-Hys. Of
-    three channels, every pixel's strongest gradient counts.
+    There are 9 unsigned orientations. Blocks have 2x2 cells, overlap by one cell, and are normalized by L2-Hys. In
+    color images, the strongest gradient of a pixel's channels counts.
 
     Args:
       images: uint8 [N, height, width, 1 or 3].
-      cell: Pixels to a side; 0: 8 where the shorter side has 32 or more, 4 from 16, otherwise 2.
+      cell: Side of a cell in pixels. 0 means 8 if the shorter side of the image has at least 32 pixels, 4 if it has at
+        least 16, and otherwise 2.
 
     Returns:
       float32 [N, blocks down * blocks across * 2 * 2 * 9], in that order: 324 for 32x32, but 26,244 for 224x224.
@@ -85,17 +87,18 @@ def hog(images: np.ndarray, cell: int = 0) -> np.ndarray:
 def dense_sift(images: np.ndarray) -> np.ndarray:
     """Returns SIFT descriptors (Lowe 2004) of upright patches on a grid, as RootSIFT (Arandjelovic and Zisserman 2012).
 
-    RootSIFT is the square roots of a descriptor that sums to 1; its Euclidean distance is the Hellinger distance. The
-    scales are those of SIFT's octaves, so that blur and patch grow together: bins of 2.4 and 4.8 pixels, patches of 9.6
-    and 19.2, one every 4 pixels; from 64 pixels to the shorter side on, patches of 38.4 as well, one every 8. Images
-    are gray; smaller ones are enlarged to 32 pixels first. All N * P * 512 bytes are held: `describe` calls this with
-    some images at a time.
+    RootSIFT takes the square roots of a descriptor that sums to 1, so that the Euclidean distance becomes the Hellinger
+    distance. The scales are those of SIFT's octaves, so blur and patch grow together: patches of 9.6 and 19.2 pixels
+    with bins of 2.4 and 4.8, one every 4 pixels. If the shorter side has at least 64 pixels, there are also patches of
+    38.4, one every 8. Images are converted to gray, and those below 32 pixels are enlarged to 32 first. The result
+    takes N * P * 512 bytes, so `describe` calls this function with a few images at a time.
 
     Args:
       images: uint8 [N, height, width, 1 or 3].
 
     Returns:
-      float32 [N, P, 128], P = scales * rows * columns, in that order; L2 norm 1, or 0 where a patch is of one color.
+      float32 [N, P, 128] with P = scales * rows * columns, in that order. The L2 norm is 1, or 0 if a patch has only
+      one color.
     """
     cv2 = _library("cv2", "SIFT needs OpenCV")
     _check(images)
@@ -104,7 +107,7 @@ def dense_sift(images: np.ndarray) -> np.ndarray:
         cv2.KeyPoint(float(x), float(y), 2 * 1.6 * 2.0**octave, 0.0, 0.0, octave & 255) for octave, y, x in _grid(size)
     ]
     expected = cv2.KeyPoint.convert(keypoints)
-    # Otherwise the enlarged image of octave -1 is a quarter of a pixel off.
+    # Otherwise the enlarged image of octave -1 is shifted by a quarter of a pixel.
     sift = cv2.SIFT_create(enable_precise_upscale=True)
     descriptors = np.empty((len(images), len(keypoints), 128), np.float32)
     for i, image in enumerate(images):
@@ -118,11 +121,12 @@ def dense_sift(images: np.ndarray) -> np.ndarray:
 
 
 class FisherVector:
-    """A Fisher vector: how descriptors would change a Gaussian mixture (Perronnin, Sanchez and Mensink 2010).
+    """A Fisher vector: the gradient by which descriptors would change a Gaussian mixture (Perronnin et al. 2010).
 
-    The vector has the gradients by its means and standard deviations, each in units of its own spread; then signed
-    square roots and L2 norm 1. It is that of skimage.feature.fisher_vector, but: of many images at once (three times as
-    fast), without the gradients by the weights, and with the paper's sign of those by the deviations.
+    The vector has the gradients with respect to the mixture's means and standard deviations, each in units of its own
+    spread. It gets signed square roots, and then L2 norm 1. It agrees with skimage.feature.fisher_vector, except that
+    it handles many images at once (three times as fast), leaves out the gradients with respect to the weights, and has
+    the paper's sign for the gradients with respect to the deviations.
     """
 
     def __init__(self, words: int = KINDS["sift_fv"]):
@@ -140,8 +144,8 @@ class FisherVector:
         with _reproducible():
             self.pca = PCA(DIMENSIONS, svd_solver="full" if len(descriptors) < 1000 else "covariance_eigh")
             reduced = self.pca.fit_transform(descriptors.astype(np.float64))
-            # No variance is below 1e-4 of the largest one, as in VLFeat: plain patches are all alike, and their word
-            # would otherwise outweigh all others.
+            # As in VLFeat, no variance is below 1e-4 of the largest. Otherwise the word of plain patches, which are all
+            # alike, would outweigh all others.
             self.mixture = GaussianMixture(
                 self.words,
                 covariance_type="diag",
@@ -161,7 +165,7 @@ class FisherVector:
         mixture: Any = self.mixture  # fitted, like the PCA
         pca: Any = self.pca
         weights, means, variances = mixture.weights_, mixture.means_, mixture.covariances_
-        # log of weight * density, minus the terms that all words share: linear in x and its square.
+        # The log of weight * density, without the terms that all words share, is linear in x and in its square
         constant = np.log(weights) - 0.5 * (np.log(variances) + means**2 / variances).sum(1)
         linear, square = (means / variances).T, (-0.5 / variances).T
         project, shift = pca.components_.T, -pca.mean_ @ pca.components_.T
@@ -190,7 +194,7 @@ class FisherVector:
 
 
 class BagOfWords:
-    """A bag of words: how often each, a cluster of descriptors, occurs in an image (Csurka 2004)."""
+    """A bag of words: how often each word, which is a cluster of descriptors, occurs in an image (Csurka 2004)."""
 
     def __init__(self, words: int = KINDS["sift_bow"]):
         self.words = self.features = words
@@ -212,7 +216,7 @@ class BagOfWords:
         return self
 
     def transform(self, descriptors: np.ndarray) -> np.ndarray:
-        """Returns float32 [N, words] of descriptors [N, P, 128]: square roots of the words' shares, so L2 norm 1."""
+        """Returns float32 [N, words] of descriptors [N, P, 128]: square roots of word frequencies, of L2 norm 1."""
         count, points, size = descriptors.shape
         words = np.asarray(self.clusters.predict(np.asarray(descriptors, np.float32).reshape(-1, size)))
         words = words.reshape(count, points)
@@ -250,14 +254,14 @@ def _library(name: str, what: str) -> Any:
 
 
 def _sift_size(images: np.ndarray) -> tuple[int, int]:
-    """Returns height and width for computing descriptors, with at least 32 pixels on the shorter side."""
+    """Returns the height and width at which descriptors are computed: the shorter side has at least 32 pixels."""
     height, width = images.shape[1:3]
     factor = max(1.0, _SMALLEST / min(height, width))
     return round(height * factor), round(width * factor)
 
 
 def _grid(size: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
-    """Returns (octave, y, x) of every patch: as many centers as strides fit, centered in the image."""
+    """Returns (octave, y, x) of every patch: a grid of as many centers as fit, centered in the image."""
     large = min(size) >= 64
     stride = 8 if large else 4
     ys, xs = ([i * stride + (side - 1) % stride // 2 for i in range(side // stride)] for side in size)
@@ -265,7 +269,7 @@ def _grid(size: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _sample(images: np.ndarray, seed: int) -> np.ndarray:
-    """Returns at most SAMPLE descriptors [M, 128] of random images, equally many per image."""
+    """Returns at most SAMPLE descriptors [M, 128] of random images, with the same number from each image."""
     rng = np.random.default_rng(seed)
     chosen = images[np.sort(rng.permutation(len(images))[:_SAMPLE_IMAGES])]
     each = -(-SAMPLE // len(chosen))
@@ -277,7 +281,7 @@ def _sample(images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _sift_parts(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields `dense_sift` of a few images at a time, because a whole training set would need many gigabytes."""
+    """Yields `dense_sift` of a few images at a time, because that of a whole training set takes many gigabytes."""
     _check(images)
     size = _sift_size(images)
     step = max(1, _CHUNK // (128 * sum(1 for _ in _grid(size))))
@@ -295,7 +299,7 @@ def _encode(encoder: FisherVector | BagOfWords, images: np.ndarray) -> np.ndarra
 
 
 def _reproducible() -> Any:
-    """Returns a context with one thread: several add in a varying order, so k-means would vary between runs."""
+    """Returns a context with one thread: several add in varying order, so that k-means would differ between runs."""
     from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
     return threadpool_limits(1)

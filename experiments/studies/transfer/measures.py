@@ -4,17 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
+if TYPE_CHECKING:  # measures import training code only when they run
     from train.run import Run
     from train.state import TrainState
 
 
-LABELS = {8: (2, 5, 20), 32: (10, 50, 250), 224: ()}  # image size -> numbers of labels per class, in addition to all
+LABELS = {8: (2, 5, 20), 32: (10, 50, 250), 224: ()}  # image size -> numbers of labels per class, besides ALL
 CLASSIFIERS = ("logistic", "svm", "knn")
 HANDCRAFTED = ("hog", "sift_fv:16", "sift_bow")
 PAINT = "paint('all')"
 SEEDS = (0, 1, 2)
-EMBEDDED = 1000  # number of test images in the picture
+EMBEDDED = 1000  # number of test images in the picture of the embedding
 ALL = "all"
 
 
@@ -24,7 +24,7 @@ def probe(run: "Run", state: "TrainState") -> dict[str, dict[str, Any]]:
     from train.probing import classifiers, features
 
     test = features.extract(run, state.evaluation_variables(), "test")
-    whole = features.extract(run, state.evaluation_variables(), "train")  # so every part of it is available
+    whole = features.extract(run, state.evaluation_variables(), "train")  # features of all images
     results = {}
     for count in _counts(run):
         part = (
@@ -45,8 +45,8 @@ def logistic(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures logistic regression on the features of the run's training set.
 
     Returns:
-      The result of `classifiers.described`, and for the same regression the accuracy on test images with the cue
-      ("painted"), and the share of predictions that the cue changes.
+      The result of `classifiers.described`, and for the same regression the accuracy on test images without the cue
+      ("clean") and with it ("painted"), and the fraction of predictions that the cue changes ("changed").
     """
     from train.data.select import select
     from train.probing import classifiers, features
@@ -62,7 +62,7 @@ def logistic(run: "Run", state: "TrainState") -> dict[str, Any]:
 
 
 def cue(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures a trained network on test images with and without the cue, and the share of changed predictions."""
+    """Measures accuracy on test images with and without the cue, and the fraction of predictions that it changes."""
     from train import evaluate
     from train.data.select import select
 
@@ -87,7 +87,7 @@ def _cue(clean: np.ndarray, painted: np.ndarray, labels: np.ndarray) -> dict[str
 def handcrafted(run: "Run", state: "TrainState") -> dict[str, dict[str, list[float]]]:
     """Returns {kind: {labels per class: accuracy by seed}} of a linear SVM on handcrafted features.
 
-    Unsupervised parts of the features (visual words) are learned from the whole training set.
+    The unsupervised part of the features, the visual words, is learned from the whole training set.
     """
     del state
     from experiments.studies.transfer.handcrafted import describe
@@ -138,7 +138,7 @@ def embedding(run: "Run", state: "TrainState") -> dict[str, list]:
 
 
 def _counts(run: "Run") -> tuple[Any, ...]:
-    """Returns the numbers of labels per class that every class has, and ALL."""
+    """Returns the numbers of labels for which every class has enough images, and ALL."""
     if run.images.train.label_shape:
         return (ALL,)
     least = np.bincount(run.images.train.all_labels()).min()
@@ -157,6 +157,6 @@ def _base(run: "Run") -> Any:
 
 
 def _part(run: "Run", count: int, seed: int) -> str:
-    """Selects `count` images of each of the run's classes."""
+    """Returns the selection of `count` images of each of the run's classes."""
     classes = [part for part in run.config["data"]["select"].split("|") if part.startswith("classes")]
     return "|".join((*classes, f"per_class({count}, seed={seed})"))

@@ -19,7 +19,7 @@ PUBLISHED = {
     "Aircraft": ("SIFT+FK", 61.0, 45.0, 74.1),
     "Cars": ("SIFT+FK", 59.2, 36.5, 79.8),
 }
-HANDCRAFTED, CLASSIFIER = "sift_fv:16", "logistic"  # our counterparts of the columns
+HANDCRAFTED, CLASSIFIER = "sift_fv:16", "logistic"  # our counterparts of the first two columns of results
 PER_CLASS = ("caltech101", "aircraft")  # accuracy is reported as the mean over classes
 COLORS = {"scratch": GRAY, "hand-crafted": YELLOW, "classifier": BLUE, "fine-tuned": RED}
 
@@ -27,25 +27,25 @@ COLORS = {"scratch": GRAY, "hand-crafted": YELLOW, "classifier": BLUE, "fine-tun
 def _values(outcomes: Outcomes, target: str, how: str, count: Any, diverged: float = math.nan) -> list[float]:
     """Returns accuracies (or mean average precisions) by seed; `diverged` for a run that diverged.
 
-    Fisher vectors represent hand-crafted features, and logistic regression represents classifiers; both were fixed
+    Fisher vectors represent hand-crafted features, and logistic regression represents classifiers. Both were chosen
     before any run.
     """
-    own = outcomes.where(part="transfer", target=target, how=how)
+    runs = outcomes.where(part="transfer", target=target, how=how)
     if how == "hand-crafted":
-        return [value for one in own.results("handcrafted") for value in one[HANDCRAFTED].get(str(count), [])]
+        return [value for one in runs.results("handcrafted") for value in one[HANDCRAFTED].get(str(count), [])]
     if how == "classifier":
-        probes = [outcome.measured.get("probe") for outcome in own]
+        probes = [outcome.measured.get("probe") for outcome in runs]
         return [
             _score(probe[str(count)][CLASSIFIER], target) if probe else diverged
             for probe in probes
             if not probe or str(count) in probe
         ]
-    own = own.where(labels=count)
-    return own.values(_metric(own.first() or {}, target), diverged)
+    runs = runs.where(labels=count)
+    return runs.values(_metric(runs.first() or {}, target), diverged)
 
 
 def _metric(numbers: Mapping[str, Any], target: str) -> str:
-    """Names the metric: mean average precision, the mean over classes if the field reports that, or accuracy."""
+    """Returns the metric's name: mean average precision, mean class accuracy if papers report that, or accuracy."""
     names = ("mean_average_precision", *(("mean_class_accuracy",) if target in PER_CLASS else ()))
     return next((name for name in names if name in numbers), "accuracy")
 
@@ -66,7 +66,7 @@ def _counts(outcomes: Outcomes, target: str) -> list[Any]:
 
 
 def better(high: str, low: str) -> Judge:
-    """Returns a judge: one way is better than another on every target, with all labels."""
+    """Returns a judge: with all labels, one way is more accurate than another on every target."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         parts, texts = [], []
@@ -85,8 +85,9 @@ def few_labels(outcomes: Outcomes) -> Judgement:
     target = _targets(outcomes)[0]
     gains = {
         count: [
-            mean(_values(own, target, "fine-tuned", count, 0.0)) - mean(_values(own, target, "scratch", count, 0.0))
-            for _, own in outcomes.groups("seed")
+            mean(_values(same_seed, target, "fine-tuned", count, 0.0))
+            - mean(_values(same_seed, target, "scratch", count, 0.0))
+            for _, same_seed in outcomes.groups("seed")
         ]
         for count in _counts(outcomes, target)
     }
@@ -99,10 +100,10 @@ def few_labels(outcomes: Outcomes) -> Judgement:
 
 
 def faster(outcomes: Outcomes) -> Judgement:
-    """Compares accuracies after the first tenth of the training."""
-    own = outcomes.where(part="transfer", target=_targets(outcomes)[0], labels=ALL)
+    """Compares accuracies after the first tenth of the steps."""
+    runs = outcomes.where(part="transfer", target=_targets(outcomes)[0], labels=ALL)
     early = {
-        how: [(o.history.get("test") or {"accuracy": [0.0]})["accuracy"][0] for o in own.where(how=how)]
+        how: [(o.history.get("test") or {"accuracy": [0.0]})["accuracy"][0] for o in runs.where(how=how)]
         for how in ("fine-tuned", "scratch")
     }
     return more(early, start="after a tenth of the steps: ", separator=", ")
@@ -132,7 +133,7 @@ def more_data(outcomes: Outcomes) -> Judgement:
 
 @needs(part="grid")
 def bigger(outcomes: Outcomes) -> Judgement:
-    """Tests whether accuracy rises with width, from all of the source."""
+    """Tests whether accuracy rises with the network's width, with all of the source."""
     widths, (*_, whole) = _axes_of_grid(outcomes)
     return _rises({width: _grid(outcomes, width, whole) for width in widths}, "from all of the source, by width: ")
 
@@ -140,9 +141,12 @@ def bigger(outcomes: Outcomes) -> Judgement:
 @needs(part="grid")
 def together(outcomes: Outcomes) -> Judgement:
     """Tests whether the gain from more source data rises with width."""
-    widths, (little, *_, whole) = _axes_of_grid(outcomes)
-    seeds = [own for _, own in outcomes.groups("seed")]
-    gains = {w: [mean(_grid(own, w, whole)) - mean(_grid(own, w, little)) for own in seeds] for w in widths}
+    widths, (smallest, *_, largest) = _axes_of_grid(outcomes)
+    seeds = [same_seed for _, same_seed in outcomes.groups("seed")]
+    gains = {
+        w: [mean(_grid(same_seed, w, largest)) - mean(_grid(same_seed, w, smallest)) for same_seed in seeds]
+        for w in widths
+    }
     return _rises(gains, "gain from more source data, by width: ")
 
 
@@ -158,8 +162,8 @@ def related(outcomes: Outcomes) -> Judgement:
 
 def _lost(outcomes: Outcomes, source: str, how: str) -> list[float]:
     """Returns by seed the accuracy that the cue on test images costs."""
-    own = outcomes.where(part="bias", source=source, how=how)
-    return [one["clean"] - one["painted"] for one in own.results("logistic" if how == "classifier" else "cue")]
+    runs = outcomes.where(part="bias", source=source, how=how)
+    return [one["clean"] - one["painted"] for one in runs.results("logistic" if how == "classifier" else "cue")]
 
 
 def biased(how: str) -> Judge:
@@ -167,7 +171,7 @@ def biased(how: str) -> Judge:
 
     @needs(part="bias")
     def judge(outcomes: Outcomes) -> Judgement:
-        names = {"where the source had it": "cue", "where it had not": "clean"}
+        names = {"if the source had it": "cue", "if the source did not": "clean"}
         lost = {name: _lost(outcomes, source, how) for name, source in names.items()}
         return more(lost, start="the cue costs: ", separator=", ")
 
@@ -186,7 +190,7 @@ def imbalanced(outcomes: Outcomes) -> Judgement:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns the published table beside ours; by labels; the grid; parts and biases of the source."""
+    """Returns the published table, and ours: targets, labels, methods, the grid, and parts and biases of the source."""
     columns = ["data set", "non-convnet", "from scratch", "pretrained + classifier", "fine-tuned", "improvement"]
     published = [
         [name, f"{base} ({method})", "—", first, tuned, f"{tuned - base:+.1f}"]
@@ -231,25 +235,25 @@ def _table_of_sources(outcomes: Outcomes) -> list[Table]:
         "source",
         "accuracy on the target",
         "with the cue on test images",
-        "predictions that it changes",
-        "accuracy that it costs after fine-tuning",
+        "predictions that the cue changes",
+        "accuracy that the cue costs after fine-tuning",
     ]
-    return [Table("Source of another kind", columns, rows)] if rows else []
+    return [Table("Parts and biases of the source", columns, rows)] if rows else []
 
 
 def _methods(outcomes: Outcomes) -> Table:
-    """Returns each classifier and each kind of hand-crafted features, with all labels."""
+    """Returns a table of every classifier and every kind of hand-crafted features, with all labels."""
     rows = []
     for target in _targets(outcomes):
-        own = outcomes.where(part="transfer", target=target)
-        probes = [one[ALL] for one in own.results("probe")]
+        runs = outcomes.where(part="transfer", target=target)
+        probes = [one[ALL] for one in runs.results("probe")]
         rows += [
             [target, "pretrained features", kind, spread([_score(one[kind], target) for one in probes])]
             for kind in (probes[0] if probes else ())
         ]
         rows += [
             [target, kind, "svm", spread(by_count[ALL])]
-            for one in own.results("handcrafted")
+            for one in runs.results("handcrafted")
             for kind, by_count in one.items()
         ]
     return Table("Methods, all labels", ["data set", "features", "classifier", "accuracy"], rows)
@@ -271,15 +275,15 @@ def draw_labels(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:
-    """Draws learning curves with the most labels, and with all."""
+    """Draws learning curves with all labels, and with the largest number of labels per class."""
     target = _targets(outcomes)[0]
     counts = _counts(outcomes, target)
-    shown = (ALL, *sorted(count for count in counts if count != ALL)[-1:])
-    counts = [count for count in counts if count in shown]
+    counts_drawn = (ALL, *sorted(count for count in counts if count != ALL)[-1:])
+    counts = [count for count in counts if count in counts_drawn]
     for axes, count in zip(panels_by(figure, len(counts)), counts, strict=False):
         for how in ("scratch", "fine-tuned"):
-            own = [o for o in outcomes.where(part="transfer", target=target, how=how, labels=count) if o.history]
-            curves(axes, own, "test", "accuracy", how, 100, color=COLORS[how], marker=".")
+            runs = [o for o in outcomes.where(part="transfer", target=target, how=how, labels=count) if o.history]
+            curves(axes, runs, "test", "accuracy", how, 100, color=COLORS[how], marker=".")
         title = "all labels" if count == ALL else f"{count} labels per class"
         finish(axes, legend={}, xlabel="step", ylabel=f"test accuracy on {target} (%)", title=title)
 
@@ -305,9 +309,9 @@ def draw_sources(outcomes: Outcomes, figure: Any) -> None:
     bars = {"accuracy": "unchanged test images", "painted": "with the cue"}
     for axes, part in zip(panels_by(figure, len(parts)), parts, strict=True):
         names = outcomes.where(part=part).distinct("source")
-        shown = [key for key in bars if key == "accuracy" or part == "bias"]
-        groups = {key: [_logistic(outcomes, part, name, key) for name in names] for key in shown}
-        width = 0.36 * len(shown)
+        keys = [key for key in bars if key == "accuracy" or part == "bias"]
+        groups = {key: [_logistic(outcomes, part, name, key) for name in names] for key in keys}
+        width = 0.36 * len(keys)
         bars_by(axes, groups, {"accuracy": BLUE, "painted": RED}, width, labels=bars, capsize=3)
         number_ticks(axes, names)
         finish(axes, ylabel="accuracy on the target (%)", title={"relation": "Its classes", "bias": "Its biases"}[part])
@@ -316,16 +320,16 @@ def draw_sources(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_embedding(outcomes: Outcomes, figure: Any) -> None:
-    """Draws features in two dimensions, one panel per way, colored by class."""
+    """Draws features in two dimensions, colored by class, with one panel per way of training."""
     titles = {"classifier": "pretrained, unchanged", "scratch": "trained from scratch", "fine-tuned": "fine-tuned"}
-    own = outcomes.where(part="transfer").having("embedding")
-    shown = sorted(own, key=lambda outcome: list(titles).index(outcome.labels["how"]))
-    for axes, outcome in zip(panels_by(figure, len(shown)), shown, strict=False):
+    embedded = outcomes.where(part="transfer").having("embedding")
+    ordered = sorted(embedded, key=lambda outcome: list(titles).index(outcome.labels["how"]))
+    for axes, outcome in zip(panels_by(figure, len(ordered)), ordered, strict=False):
         embedding = outcome.measured["embedding"]
         for label, name in enumerate(embedding["classes"]):
-            points = [point for point, own in zip(embedding["x"], embedding["labels"], strict=True) if own == label]
+            points = [point for point, index in zip(embedding["x"], embedding["labels"], strict=True) if index == label]
             if points:
                 axes.scatter(*zip(*points, strict=True), s=6, color=f"C{label % 10}", label=name)
         axes.set(xticks=[], yticks=[], title=titles[outcome.labels["how"]])
-    if shown:
+    if ordered:
         legend_below(figure, figure.axes[0], ncols=10, fontsize=None, markerscale=2)

@@ -1,7 +1,7 @@
 """Transfer learning: the gain of a pretrained network on another data set, and the factors that decide its size.
 
   Razavian et al. 2014      CNN features off-the-shelf, arXiv 1403.6382 (features and a linear SVM)
-  Agrawal 2014, Girshick 2014, Lin 2015 and others: the fine-tuned networks of the table, as the lecture collects them
+  Agrawal 2014, Girshick 2014, Lin 2015 and others: the fine-tuned networks of the published table, from the lecture
   Yosinski et al. 2014      How transferable are features in deep neural networks?, arXiv 1411.1792
   Sun et al. 2017           Revisiting unreasonable effectiveness of data, arXiv 1707.02968
   He et al. 2019            Rethinking ImageNet pre-training, arXiv 1811.08883
@@ -9,10 +9,10 @@
   Salman et al. 2022        When does bias transfer in transfer learning?, arXiv 2207.02842
 
 digits     source: scikit-learn's digits 0 to 4; target: digits 5 to 9
-cifar10    source: tiny_imagenet32 (Tiny ImageNet at 32x32); targets: cifar10_jpeg, and digits at 32x32. These are TFDS
-           sets in $TFDS_DATA_DIR, made elsewhere; for others change SETS
-imagenet   ResNet-50 of $ABLATE_RESNET50, a file of `python -m models.weights import`, on the five published data sets
-           ($ABLATE_AIRCRAFT is the folder of FGVC-Aircraft, train/VARIANT and test/VARIANT)
+cifar10    source: tiny_imagenet32 (Tiny ImageNet at 32x32); targets: cifar10_jpeg, and digits at 32x32. $TFDS_DATA_DIR
+           must contain these TFDS sets; to use another source, change SETS
+imagenet   ResNet-50 from $ABLATE_RESNET50, a file of `python -m models.weights import`, on the five published data sets
+           ($ABLATE_AIRCRAFT is the folder of FGVC-Aircraft, with train/VARIANT and test/VARIANT)
 """
 
 import os
@@ -27,34 +27,37 @@ from models.errors import UserError
 
 SETS = {"cifar10": ("tfds:tiny_imagenet32", "validation")}  # source, and its test split
 PHOTOGRAPHS = ("caltech101", "voc2007", "cub200", "aircraft", "cars")
-# Selections of Tiny ImageNet's 200 classes: birds, cats, dogs, frogs, hoofed animals, cars, trucks, boats, a train;
-# food and household things; every sixth.
+# Selections of Tiny ImageNet's 200 classes. NEAR: birds, cats, dogs, frogs, hoofed animals, cars, trucks, boats and a
+# train. FAR: food and household things. ANY: every sixth class.
 NEAR = "20, 21, 22, 11, '30-33', '24-29', '1-3', '49-53', 70, 94, 116, 153, 121, 133, 145, 164, 166, 115, 108, 81"
 FAR = "63, 64, 65, 67, 68, 69, '73-80', 82, 83, 85, '177-193'"
 ANY = ", ".join(str(label) for label in range(0, 200, 6))
 SUBSETS = {"near": NEAR, "any": ANY, "far": FAR}
-FACTOR = 30  # ratio of the most to the least frequent class in the imbalanced source
+FACTOR = 30  # ratio of the sizes of the largest and the smallest class in the imbalanced source
 RATES = {"scratch": 0.1, "fine-tuned": 0.02}  # learning rates
 
 
 class Scale(NamedTuple):
-    """Networks, targets and lengths of training (steps) of a scale that pretrains.
+    """Networks, targets and numbers of training steps of a scale that pretrains its own networks.
 
     Attributes:
       small: Network for the grid, parts and biases.
       probed: Labels per class when sources are compared.
-      few: Steps on a target with some labels per class; many: with all labels.
-      main: Steps on the source of all transfers; grid: on a source of the grid; part: on a part or a biased source.
+      few: Steps on a target with some labels per class.
+      many: Steps on the first target with all labels.
+      main: Steps on the source of all transfers.
+      grid: Steps on a source of the grid.
+      part: Steps on a part of the source, or on a biased source.
     """
 
     model: str
     width: int
-    small: str  # network of the grid, parts and biases
+    small: str
     widths: tuple[int, ...]
     shares: tuple[float, ...]
     targets: tuple[str, ...]
     labels: tuple[int, ...]
-    probed: int  # labels per class when sources are compared
+    probed: int
     few: int
     many: int
     main: int
@@ -110,16 +113,16 @@ def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
 
 
 def _transfers(scale: str, seed: int, target: str, main: Trial) -> list[Trial]:
-    """Lists the ways to a target, from the main source and from scratch."""
+    """Lists the trials on a target, from the main source and from scratch."""
     s, labels = SCALES[scale], {"part": "transfer", "target": target, "seed": seed}
     first = target == s.targets[0]
-    shown = (embedding,) if seed == 0 and first else ()
-    planned = [_target(scale, {**labels, "how": "classifier"}, main, target, measures=(probe, *shown))]
+    drawn_measures = (embedding,) if seed == 0 and first else ()
+    planned = [_target(scale, {**labels, "how": "classifier"}, main, target, measures=(probe, *drawn_measures))]
     for count in (*s.labels, ALL) if first else (s.labels[0], ALL):
         for how in ("fine-tuned", "scratch"):
-            measures = shown if count == ALL else ()
-            own = {**labels, "how": how, "labels": count}
-            planned.append(_target(scale, own, main, target, count, how=how, measures=measures))
+            measures = drawn_measures if count == ALL else ()
+            trial_labels = {**labels, "how": how, "labels": count}
+            planned.append(_target(scale, trial_labels, main, target, count, how=how, measures=measures))
     if seed == 0:
         trial = _target(scale, {**labels, "how": "hand-crafted"}, main, target, measures=(handcrafted,))
         planned.append(trial._replace(start=None))
@@ -127,7 +130,7 @@ def _transfers(scale: str, seed: int, target: str, main: Trial) -> list[Trial]:
 
 
 def _compared(scale: str, seed: int) -> list[Trial]:
-    """Lists trials from sources that differ in size, in relation to the target, and in biases."""
+    """Lists trials that start from sources of different sizes, distances from the target, and biases."""
     s, tuned = SCALES[scale], []
 
     def source(select: str = "", width: int = s.width, steps: int = s.part, both: bool = False) -> Trial:
@@ -150,38 +153,43 @@ def _compared(scale: str, seed: int) -> list[Trial]:
         labels, start = {"part": "bias", "source": name}, source(select)
         sources.append((labels, start))
         if name in ("clean", "cue"):
-            own = {**labels, "seed": seed, "how": "fine-tuned"}
-            tuned.append(_target(scale, own, start, s.targets[0], s.probed, how="fine-tuned", measures=(cue,)))
+            trial_labels = {**labels, "seed": seed, "how": "fine-tuned"}
+            tuned.append(_target(scale, trial_labels, start, s.targets[0], s.probed, how="fine-tuned", measures=(cue,)))
     return [
         *tuned,
         *(
             _target(
-                scale, {**own, "seed": seed, "how": "classifier"}, start, s.targets[0], s.probed, measures=(logistic,)
+                scale,
+                {**trial_labels, "seed": seed, "how": "classifier"},
+                start,
+                s.targets[0],
+                s.probed,
+                measures=(logistic,),
             )
-            for own, start in sources
+            for trial_labels, start in sources
         ),
     ]
 
 
 def _biases(scale: str, seed: int) -> dict[str, str]:
-    """Returns named selections of the source.
+    """Returns selections of the source by name.
 
-    They are: all of it; all, with a cue on every second class; a part with few images of most classes; and a random
-    part with the same number of images.
+    "clean" is all of it, and "cue" is all of it with a cue on every second class. "imbalanced" is a part with few
+    images of most classes, and "balanced" a random part with the same number of images.
     """
     classes = {"digits": 5, "cifar10": 200}[scale]
-    half = f"0-{classes - 1}/2"  # every second class, because neighbors are alike
-    kept = statistics.mean(FACTOR ** (-i / (classes - 1)) for i in range(classes))
+    half = f"0-{classes - 1}/2"  # every second class rather than the first half, because neighboring classes are alike
+    remaining = statistics.mean(FACTOR ** (-i / (classes - 1)) for i in range(classes))
     return {
         "clean": "",
         "cue": f"paint('{half}', p=1.0, seed={seed})",
         "imbalanced": f"imbalance({FACTOR}, seed={seed})",
-        "balanced": f"share({kept:.4f}, seed={seed})",
+        "balanced": f"share({remaining:.4f}, seed={seed})",
     }
 
 
 def _source(scale: str, seed: int, model: str, width: int, steps: int, select: str = "", both: bool = False) -> Trial:
-    """Returns a network trained on the selection of the source; with `both` its test split is selected, too."""
+    """Returns a trial on a selection of the source; with `both`, its test split has the same selection."""
     c = recipe(f"configs/study.py:{scale},model={model},seed={seed}")
     c.model.width = width
     test = select if both else ""
@@ -191,7 +199,7 @@ def _source(scale: str, seed: int, model: str, width: int, steps: int, select: s
         c.batch_size, c.eval_batch_size = 64, 180
     else:
         c.data.source, c.data.test_split = SETS[scale]
-        if steps != SCALES[scale].main:  # small networks and parts take more steps of fewer images
+        if steps != SCALES[scale].main:  # smaller batches, so that small networks and parts get more steps
             c.batch_size, c.optimizer.learning_rate = 32, 0.05
     c.data.select, c.data.select_test = select, test
     c.duration, c.evaluate_every, c.log_every = f"{steps} steps", "100%", "10%"
@@ -229,7 +237,7 @@ def _target(
 
 
 def _imagenet(seeds: Sequence[int]) -> list[Trial]:
-    """Lists the published data sets, from pretrained weights of other libraries."""
+    """Lists trials on the published data sets, with pretrained weights from other libraries."""
     weights, planned = os.environ.get("ABLATE_RESNET50", "resnet50.safetensors"), []
     if not os.path.isfile(weights):
         raise UserError(
@@ -241,7 +249,7 @@ def _imagenet(seeds: Sequence[int]) -> list[Trial]:
             for how in ("fine-tuned", "scratch", "classifier", *(("hand-crafted",) if seed == 0 else ())):
                 start = "model=resnet50" if how in ("scratch", "hand-crafted") else f"from={weights}"
                 c = recipe(f"configs/transfer.py:{start},to={target},seed={seed}")
-                if target == "aircraft":  # TFDS lacks it
+                if target == "aircraft":  # TFDS does not have it
                     c.data.source = f"folder:{os.environ.get('ABLATE_AIRCRAFT', c.data.source.partition(':')[2])}"
                 c.precision = "bfloat16"
                 measures = {"classifier": (probe,), "hand-crafted": (handcrafted,)}.get(how, ())
@@ -278,35 +286,36 @@ CLAIMS = [
         "Pretraining helps most where labels are few.",
         "“training from random initialization is surprisingly robust”, there even with 10 % of COCO",
         "He 2019, abstract",
-        "a gain with the fewest labels, and a smaller one the more labels there are (a line over their ranks)",
+        "fine-tuning gains over scratch with the fewest labels, and gains less the more labels there are (slope of "
+        "a line over their ranks)",
         results.few_labels,
     ),
     Claim(
         "Pretraining makes training converge faster.",
         "“pre-training speeds up convergence early in training”",
         "He 2019, abstract",
-        "a higher accuracy after a tenth of the steps",
+        "after a tenth of the steps, fine-tuning has a higher accuracy than training from scratch",
         results.faster,
     ),
     Claim(
         "More source data, better transfer.",
         "“the performance on vision tasks increases logarithmically based on volume of training data size”",
         "Sun 2017, abstract",
-        "the accuracy of the widest network rises with the share of the source (a line over its logarithm)",
+        "the accuracy of the widest network rises with the fraction of the source (slope of a line over its logarithm)",
         results.more_data,
     ),
     Claim(
         "Larger networks transfer better.",
         "R152x4 above R50x1 (figure only)",
         "Kolesnikov 2020, figure 5",
-        "from all of the source, accuracy rises with the width of the network (a line over its logarithm)",
+        "with all of the source, accuracy rises with the width of the network (slope of a line over its logarithm)",
         results.bigger,
     ),
     Claim(
         "More data and larger networks go together.",
         "small networks gain little from more data (figure only)",
         "Kolesnikov 2020, figure 5",
-        "the gain from more source data rises with the width of the network (a line over its logarithm)",
+        "the gain from more source data rises with the width of the network (slope of a line over its logarithm)",
         results.together,
     ),
     Claim(
@@ -320,14 +329,15 @@ CLAIMS = [
         "A cue that the source taught reaches the target, with fixed features.",
         "bias transfers to a target without it (no number quoted)",
         "Salman 2022, abstract",
-        "a square that marked every second class of the source costs more accuracy on the target than one never seen",
+        "on the target, a square costs more accuracy if it marked every second class of the source than if the source "
+        "had no squares",
         results.biased("classifier"),
     ),
     Claim(
         "A cue that the source taught reaches the target, after fine-tuning.",
         "bias transfers to a target without it (no number quoted)",
         "Salman 2022, abstract",
-        "the same, after fine-tuning on target images without the square",
+        "the same as with fixed features, after fine-tuning on target images without the square",
         results.biased("fine-tuned"),
     ),
     Claim(
@@ -344,10 +354,10 @@ STUDY = Study(
     name="transfer",
     title="Transfer learning",
     question="How much does pretraining help on another data set, and which factors decide that?",
-    would_change="A source as large as the published one. At imagenet scale the first three claims are tested with a "
-    "ResNet-50 from ImageNet on the five published data sets. The sources here are half of the digits, or Tiny "
-    "ImageNet after short training. A harder target would help, too: from scratch, nearly all digits are classified "
-    "right. At digits scale, few labels, cues and imbalance need more seeds.",
+    would_change="A source as large as the published one: the sources here are half of the digits, or Tiny ImageNet "
+    "with short training. The imagenet scale tests the first three claims with a ResNet-50 from ImageNet on the five "
+    "published data sets. A harder target, because networks from scratch classify nearly all digits correctly. At "
+    "digits scale, more seeds for few labels, cues and imbalance.",
     cost={
         "digits": "23 runs and 13 measurements per seed: about 3 minutes per seed on 2 cores",
         "cifar10": "tiny_imagenet32 and cifar10_jpeg in $TFDS_DATA_DIR; 30 runs and 17 measurements per seed: about "
@@ -371,14 +381,15 @@ STUDY = Study(
         ),
         Picture(
             "grid",
-            "Accuracy of logistic regression on features, by the network's width and its share of the source.",
+            "Accuracy of logistic regression on features, by the width of the network and the fraction of the source "
+            "that it was trained on.",
             results.draw_grid,
             (6.5, 4.5),
         ),
         Picture(
             "sources",
-            "Accuracy of logistic regression on features of networks that were trained on parts of the source, or on a "
-            "biased source.",
+            "Accuracy of logistic regression on features of networks that were trained on a part of the source, or on "
+            "a biased source.",
             results.draw_sources,
         ),
         Picture(

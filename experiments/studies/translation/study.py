@@ -1,11 +1,11 @@
-"""Translation: the loss of a Transformer from English to German without one of its parts.
+"""Translation: how much a Transformer from English to German loses without one of its parts.
 
   Vaswani et al. 2017     Attention is all you need, arXiv 1706.03762, sections 3.5, 5.4 and 6.2, table 3
   Lin et al. 2020         Dynamic context-guided capsule network, arXiv 2009.02016 (a text-only Transformer on Multi30k)
 
-The smallest scale uses sentences of a grammar (train/data/sources/grammar.py) with a different word order in German.
-Test sentences come in pairs of the same tokens, so a network that ignores their order translates at most half of them.
-The next scale uses Multi30k, from the folder $ABLATE_MULTI30K, or ../shared/multi30k.
+The digits scale uses sentences of a grammar (train/data/sources/grammar.py) whose word order differs in German. Test
+sentences come in pairs that have the same tokens, so a network that ignores their order translates at most half of them
+correctly. The cifar10 scale uses Multi30k from the folder $ABLATE_MULTI30K, or from ../shared/multi30k.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from train.plots.figures import draw_attention
 from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
 FULL = "full"
-# label -> change of the config: (section, key, value)
+# label -> changed key of the config: (section, key, value)
 NETWORKS = {
     FULL: None,
     "1 head": ("model", "heads", 1),
@@ -36,12 +36,12 @@ NETWORKS = {
 }
 COLORS = dict(zip(NETWORKS, (BLUE, RED, YELLOW, PURPLE, CYAN, GREEN, BROWN), strict=True))
 WORTH = 0.5  # BLEU: smallest difference that matters
-CLOSE = 2.0  # BLEU: means that differ by less are nearly identical, or reach a published number
+CLOSE = 2.0  # BLEU: means that differ by less count as equal to each other, or to a published number
 PUBLISHED_MULTI30K = 38.4  # Lin 2020, results table, row 7
 
 
 def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
-    """Lists every network with every seed; attention is measured on the first full one.
+    """Lists every network with every seed; attention is measured on the full network with seed 0.
 
     Raises:
       UserError: Multi30k is missing.
@@ -85,7 +85,7 @@ def _is_grammar(outcomes: Outcomes) -> bool:
 def _loses(network: str, needs_more: bool = False) -> Judge:
     """Returns a judge: the full network is better than `network`.
 
-    With `needs_more`, the grammar cannot contradict the claim, because it has nothing to overfit.
+    With `needs_more`, the grammar cannot contradict the claim, because networks cannot overfit it.
     """
 
     def judge(outcomes: Outcomes) -> Judgement:
@@ -98,14 +98,14 @@ def _loses(network: str, needs_more: bool = False) -> Judge:
 
 
 def _order(outcomes: Outcomes) -> Judgement:
-    """Compares sentences on the grammar, BLEU on Multi30k."""
+    """Compares the full network with one without positions: by sentences on the grammar, by BLEU on Multi30k."""
     name = "exact_match" if _is_grammar(outcomes) else "bleu"
     full, none = (_values(outcomes, network, name) for network in (FULL, "no positions"))
     if name == "bleu":
         return Judgement(evidence.more(full, none, by=5.0, unit="BLEU"), _bleu(outcomes, FULL, "no positions"))
     return Judgement(
         evidence.all_of(evidence.holds(max(none) <= 0.5), evidence.more(full, none, by=0.25)),
-        f"sentences right: {FULL} {spread(full)}; no positions {spread(none)}, at most {max(none):.1%}",
+        f"correct sentences: {FULL} {spread(full)}; no positions {spread(none)}, at most {max(none):.1%}",
     )
 
 
@@ -116,7 +116,7 @@ def _same(outcomes: Outcomes) -> Judgement:
 
 def _level(outcomes: Outcomes) -> Judgement:
     if _is_grammar(outcomes):
-        return missing(f"{_bleu(outcomes, FULL)} on the grammar, which is another text")
+        return missing(f"{_bleu(outcomes, FULL)} on the grammar, which is a different text")
     near = evidence.within(_values(outcomes, FULL), PUBLISHED_MULTI30K - CLOSE, PUBLISHED_MULTI30K + CLOSE, unit="BLEU")
     return Judgement(near, _bleu(outcomes, FULL))
 
@@ -134,8 +134,8 @@ def tables(outcomes: Outcomes) -> list[Table]:
             {
                 "parameters": count_of("parameters"),
                 "BLEU": of_summary("bleu", percent=False),
-                "sentences right": of_summary("exact_match"),
-                "tokens right": accuracy,
+                "correct sentences": of_summary("exact_match"),
+                "correct tokens": accuracy,
                 "loss per token (nats)": of_summary("loss", percent=False, digits=3),
             },
         )
@@ -156,7 +156,7 @@ def _draw_curves(outcomes: Outcomes, figure: Any) -> None:
                 values = [scale * value for value in means]
                 axes.plot(steps, values, color=COLORS[network], label=network, linewidth=1.4)
     finish(left, xlabel="step", ylabel="loss on the test split (nats per token)", yscale="log")
-    finish(right, xlabel="step", ylabel="tokens right (%)")
+    finish(right, xlabel="step", ylabel="correct tokens (%)")
     legend_below(figure, right, ncols=4)
 
 
@@ -165,9 +165,9 @@ STUDY = Study(
     title="Translation",
     question="How much does a Transformer that translates English to German lose without positions, with one head, "
     "with one layer, without dropout, or without label smoothing?",
-    would_change="Multi30k, which is the cifar10 scale of this study. On the grammar, the full network is near the top "
-    "of the scale, so heads and layers have little to gain, and dropout has no overfitting to prevent. "
-    "The published 38.4 BLEU are of another text.",
+    would_change="Multi30k, the cifar10 scale of this study. On the grammar, the full network is near the maximum, so "
+    "more heads and layers can gain little, and dropout has no overfitting to prevent. The published 38.4 BLEU are for "
+    "a different text.",
     cost={
         "digits": "about 5 minutes on 2 cores",
         "cifar10": "7 runs per seed of 60 epochs of Multi30k: an hour per seed on one GPU",
@@ -178,22 +178,22 @@ STUDY = Study(
             "Attention without positions is a function of the set of tokens; order must be put in.",
             "the model has no recurrence and no convolution, so positions are added",
             "Vaswani 2017, section 3.5",
-            "grammar: without positions at most 50 % of the sentences are right, since each has a twin of the same "
-            "tokens, and with them 25 points more; Multi30k: 5 BLEU more",
+            "grammar: without positions at most 50 % of the sentences are correct, because each has a twin of the "
+            "same tokens, and with positions 25 points more are; Multi30k: positions add 5 BLEU",
             _order,
         ),
         Claim(
             "Learned positions do as well as sines.",
             "nearly identical results",
             "Vaswani 2017, section 6.2",
-            f"means are equivalent within {CLOSE:.0f} BLEU",
+            f"the mean BLEU of both is equivalent within {CLOSE:.0f}",
             _same,
         ),
         Claim(
             "One head is worse than eight.",
             "0.9 BLEU lower",
             "Vaswani 2017, section 6.2",
-            f"8 heads have more BLEU; differences below {WORTH} do not matter",
+            f"8 heads have higher BLEU; differences below {WORTH} do not matter",
             _loses("1 head"),
             0.9,
         ),
@@ -201,7 +201,7 @@ STUDY = Study(
             "Fewer layers are worse.",
             "2 layers 23.7, 6 layers 25.8 BLEU on newstest2013",
             "Vaswani 2017, table 3 (C)",
-            f"more than one layer has more BLEU; differences below {WORTH} do not matter",
+            f"the full network has higher BLEU than one with one layer; differences below {WORTH} do not matter",
             _loses("1 layer"),
             2.1,
         ),
@@ -209,7 +209,7 @@ STUDY = Study(
             "Dropout avoids overfitting.",
             "24.6 BLEU without, 25.8 with it",
             "Vaswani 2017, table 3 (D)",
-            "more BLEU with it on Multi30k; the grammar has nothing to overfit",
+            "higher BLEU with it on Multi30k; networks cannot overfit the grammar",
             _loses("no dropout", needs_more=True),
             1.2,
         ),
@@ -217,7 +217,7 @@ STUDY = Study(
             "Label smoothing improves BLEU.",
             "25.3 BLEU without, 25.8 with it",
             "Vaswani 2017, table 3 (D)",
-            "more BLEU with it on Multi30k; the grammar has nothing to overfit",
+            "higher BLEU with it on Multi30k; networks cannot overfit the grammar",
             _loses("no label smoothing", needs_more=True),
             0.5,
         ),
@@ -225,7 +225,7 @@ STUDY = Study(
             "A small Transformer translates Multi30k's test2016 at 38.4 BLEU.",
             "38.4 (16.1M parameters)",
             "Lin 2020, results table",
-            f"within {CLOSE:.0f} BLEU, though theirs is of tokenized text",
+            f"ours is within {CLOSE:.0f} BLEU of that, although theirs is of tokenized text",
             _level,
         ),
     ),
@@ -233,14 +233,14 @@ STUDY = Study(
     pictures=(
         Picture(
             "attention",
-            "Attention of the last decoder block to the English tokens (columns) while it writes each German token "
-            "(rows): mean of its heads, full network, seed 0. A token that continues a word begins with a dot.",
+            "Attention of the last decoder block to the English tokens (columns) as it produces each German token "
+            "(rows): mean over its heads, full network, seed 0. Tokens that continue a word begin with a dot.",
             _draw_attention,
             (13, 13),
         ),
         Picture(
             "curves",
-            "Loss and accuracy per token on the test split, given the beginning of the reference; mean over seeds.",
+            "Loss and accuracy per token on the test split, given the reference up to that token; mean over seeds.",
             _draw_curves,
             (12, 5),
         ),
