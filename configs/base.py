@@ -26,22 +26,22 @@ def base() -> ConfigDict:
     c.batch_size = 128
     # Images per evaluation step; the last batch is padded, and each image counts once.
     c.eval_batch_size = 500
-    # Parts into which each device splits its share of a batch; gradients are averaged over the parts.
+    # Number of parts into which each device splits its share of a batch; gradients are averaged over the parts.
     c.accumulate = 1
-    # Optimizer steps per dispatch (a scan); more than 1 only where the data are resident.
+    # Optimizer steps per dispatch (a scan); more than 1 only if the data are resident.
     c.steps_per_call = 1
-    # Type of the computation; parameters and statistics stay float32.
+    # Type in which layers compute; parameters and statistics stay float32.
     c.precision = "float32"
-    # Decay of the moving average of the weights, e.g. 0.9999. If it is on, the average is evaluated; 0 is off.
+    # Decay of the moving average of the weights, e.g. 0.9999; 0 turns it off. If it is on, evaluation uses the average.
     c.ema_decay = 0.0
-    # The decay at the end of step t is min(ema_decay, (1 + t) / (10 + t)), so that a short run does not evaluate its
-    # initial weights, as in TensorFlow's ExponentialMovingAverage with num_updates. False: ema_decay throughout.
+    # Whether the decay at the end of step t is min(ema_decay, (1 + t) / (10 + t)) instead of ema_decay, so that a short
+    # run does not evaluate its initial weights (as TensorFlow's ExponentialMovingAverage with num_updates).
     c.ema_warmup = True
-    # lookahead(decay, power=0, every=1, start='0 steps'): weights are reset to their averages; "" is off.
+    # lookahead(decay, power=0, every=1, start='0 steps') resets the weights to their averages; "" turns it off.
     c.lookahead = ""
-    # How a step is spread over the devices; fsdp also shards the state.
+    # Method that distributes a step over the devices; fsdp also shards the state.
     c.parallel = "pmap"
-    # Devices to use; 0 is all.
+    # Number of devices to use; 0 uses all.
     c.devices = 0
     # Interval between logged training metrics.
     c.log_every = "50 steps"
@@ -51,7 +51,7 @@ def base() -> ConfigDict:
     c.checkpoint_every = "1 epoch"
     # Number of latest checkpoints to keep, besides the best one.
     c.keep_checkpoints = 2
-    # What a run does besides training, with "|" between several; recalibrate(batches) and bleu(beam) take arguments.
+    # Hooks, which do work besides training, separated by "|"; recalibrate(batches) and bleu(beam) take arguments.
     c.hooks = "figures"
 
     # The task decides what is trained and with which loss (train/tasks).
@@ -74,13 +74,14 @@ def base() -> ConfigDict:
     c.model.act = "relu"
     # Initialization of kernels.
     c.model.init = "msra"
-    # Start of the weights: the folder of a run (its newest checkpoint) or of an exported network, a .ablate file, or a
-    # .safetensors file by `python -m models.weights import`; "" is from scratch.
+    # Source of the initial weights: the folder of a run (its newest checkpoint) or of an exported network, a .ablate
+    # file, or a .safetensors file by `python -m models.weights import`; "" starts from scratch.
     c.init_from = ""
-    # With init_from: parts to initialize randomly even if stored, e.g. "head|stage3" or "*/gate"; "" is none.
+    # With init_from: parts that are initialized randomly even if stored, e.g. "head|stage3" or "*/gate"; "" for none.
     c.init_new = "head"
     # Initialization from data. lsuv: kernels are orthonormal, then scaled so that each layer's output has variance 1 on
-    # a batch. whiten: the first convolution gives whitened patches and their negatives, from 5,000 training images.
+    # a batch. whiten: the first convolution returns whitened patches and their negatives, by statistics of 5,000
+    # training images.
     c.data_init = "none"
 
     # Optimizer, learning rate, regularization, pruning (train/optim).
@@ -89,42 +90,42 @@ def base() -> ConfigDict:
     c.optimizer.name = "sgd(momentum=0.9)"
     # Peak of the learning rate.
     c.optimizer.learning_rate = 0.1
-    # Schedule with its arguments: the factor of the learning rate at each step.
+    # Schedule, with its arguments: a factor on the learning rate at each step.
     c.optimizer.schedule = "constant"
     # Length of a linear warm-up.
     c.optimizer.warmup = "0 steps"
-    # Where the warm-up starts, as a fraction of the learning rate.
+    # Start of the warm-up, as a fraction of the learning rate.
     c.optimizer.warmup_from = 0.0
-    # Weight decay of the parameters that `decay` names.
+    # Weight decay of the parameters that match `decay`.
     c.optimizer.weight_decay = 0.0
-    # Factor of an L1 penalty on the parameters that decay: factor x sign(weight) is added to the gradient.
+    # Factor of an L1 penalty on the parameters that match `decay`: factor x sign(weight) is added to the gradient.
     c.optimizer.l1 = 0.0
     # Regular expression of the parameters that decay; '.*/kernel' leaves out norms and biases.
     c.optimizer.decay = ".*"
-    # Bound of the global gradient norm; 0 is none.
+    # Upper bound on the global gradient norm; 0 turns clipping off.
     c.optimizer.clip_norm = 0.0
-    # (regular expression, multiplier of the learning rate[, from when it trains[, until when]]) each; the first match
-    # counts, and 0 freezes.
+    # Groups of parameters, each (regular expression, multiplier of the learning rate[, start[, end of its training]]).
+    # The first match counts, and a multiplier of 0 freezes.
     c.optimizer.groups = ((".*", 1.0),)
-    # What the multipliers of groups multiply: the update, with its decay, or the gradient, so that all decay alike
-    # (sgd only).
+    # Whether the multipliers of groups apply to the update, with its weight decay, or to the gradient, so that all
+    # groups decay in the same way (sgd only).
     c.optimizer.multiplied = "update"
-    # Pruning while training goes on, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')"
-    # (train/optim/pruning.py); "" is none.
+    # Pruning during training, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')"
+    # (train/optim/pruning.py); "" for none.
     c.optimizer.prune = ""
-    # Weight sharing: each layer's weights take few values, which are trained, e.g. "linear(conv=8, dense=5)"
-    # (train/optim/weight_sharing.py); "" is none.
+    # Weight sharing: the weights of each layer take a few values, which are trained, e.g. "linear(conv=8, dense=5)"
+    # (train/optim/weight_sharing.py); "" for none.
     c.optimizer.share = ""
 
     # Data set, decoding, augmentation (train/data).
     c.data = ConfigDict()
     # Data set.
     c.data.source = "digits"
-    # Folder of TFDS sets; "" is $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+    # Folder of TFDS sets; "" stands for $TFDS_DATA_DIR or, if that is not set, ~/tensorflow_datasets.
     c.data.dir = ""
-    # Split that trains, as TFDS writes it.
+    # Training split, in the notation of TFDS.
     c.data.train_split = "train"
-    # Split that is evaluated.
+    # Split for evaluation.
     c.data.test_split = "test"
     # Part of the training split, e.g. "classes('0-4')|per_class(50)", and cues painted on it (train/data/select.py).
     c.data.select = ""
@@ -132,25 +133,25 @@ def base() -> ConfigDict:
     c.data.select_test = ""
     # 3 repeats gray images as RGB, 1 converts RGB to gray, 0 keeps the channels.
     c.data.channels = 0
-    # Where the images are: on the device as uint8 (resident), or decoded while training (stream).
+    # Place of the images: on the device as uint8 (resident), or on disk, decoded during training (stream).
     c.data.pipeline = "auto"
     # Number of processes that decode streamed images; 0 uses threads.
     c.data.workers = 0
-    # What happens to images that cannot be decoded.
+    # Treatment of images that cannot be decoded.
     c.data.on_error = "fail"
     # Height and width of the images; 0 keeps them.
     c.data.image_size = 0
     # Crop while decoding. random_resized evaluates the center; whole squeezes the image to a square, as BiT does.
     c.data.crop = "none"
-    # random_resized: range of the crop's share of the image area.
+    # random_resized: range of the crop's area, as a fraction of the image's.
     c.data.crop_scale = (0.08, 1.0)
-    # random_resized: range of width / height.
+    # random_resized: range of the crop's width divided by its height.
     c.data.crop_ratio = (3 / 4, 4 / 3)
-    # Evaluation: side of the central crop as a share of the shorter side.
+    # Evaluation: side of the central crop, as a fraction of the shorter side.
     c.data.eval_crop = 0.875
-    # apply turns photographs as their EXIF orientation says, as every viewer does; ignore takes them as stored.
+    # apply rotates photographs by their EXIF orientation, as every viewer does; ignore takes them as stored.
     c.data.exif = "apply"
-    # Augmentations in the compiled step, with "|" between several: crop(pad), flip(p=0.5), alternate_flip,
+    # Augmentations in the compiled step, separated by "|": crop(pad), flip(p=0.5), alternate_flip,
     # cutout(size), erase(p=0.5), randaugment(ops, magnitude), jitter(b, c=0, s=0, h=0), grayscale(p=0.1); once, at the
     # end, mixup(a), cutmix(a) or mixup_cutmix(a, b).
     c.data.augment = ""

@@ -89,7 +89,7 @@ _compressed = _of_row(
 _fine_tuned = _of_row(
     "transfer",
     "cifar10",
-    "Labels a class",
+    "Labels per class",
     ["cifar10_jpeg", "50"],
     lambda cells: f"50 labels per class: {cells['fine-tuned']}, from scratch {cells['from scratch']}",
 )
@@ -103,7 +103,7 @@ _dropped = _of_row(
 _found = _of_row(
     "explanation",
     "digits",
-    "Pointing game, the one of two that is asked for",
+    "Pointing game, the requested one of two objects",
     ["Grad-CAM"],
     lambda cells: ", ".join(f"{network} {cells[network]}" for network in ("ResNet", "VGG", "ViT")),
 )

@@ -291,7 +291,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "against": against,
     "parity": parity,
     "speed": speed,
-    "transfer": _of_study("transfer", "Labels a class", scales=("cifar10", "imagenet")),
+    "transfer": _of_study("transfer", "Labels per class", scales=("cifar10", "imagenet")),
     "compression": _of_study(
         "compression",
         "Deep compression",
@@ -299,7 +299,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
         ("digits",),
     ),
     "adaptive": _of_study("adaptive", "Networks", ("network", "accuracy", "on average", "blocks")),
-    "explanation": _of_study("explanation", "Pointing game, the one of two that is asked for"),
+    "explanation": _of_study("explanation", "Pointing game, the requested one of two objects"),
     "smaller": smaller,
     "skipped": skipped,
     "commands": commands,
