@@ -302,14 +302,22 @@ def _test(claim: Mapping[str, Any]) -> tuple[str, str]:
     return f"{claim['p']:.2g}", ", ".join(filter(None, (claim["test"], margin and f"margin {margin}", seeds)))
 
 
+def files_of(results: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the files of tables and figures."""
+    return [f"{slug(table['title'])}.csv" for table in results["tables"]] + [one["file"] for one in results["figures"]]
+
+
 def write(current_study: study.Study, results: Mapping[str, Any], outcomes: study.Outcomes, folder: Path) -> None:
     """Writes results.json, results.md, one CSV per table and one PNG per picture."""
     from matplotlib.figure import Figure
 
     from experiments.study import forest
     from models.analysis.chart import save
-    from train.storage.files import write_atomically, write_json
+    from train.storage.files import read_json, write_atomically, write_json
 
+    if (folder / "results.json").exists():
+        for name in set(files_of(read_json(folder / "results.json", {}))) - set(files_of(results)):
+            (folder / name).unlink(missing_ok=True)  # of a table or figure that has another name now
     if forest.drawable(results["claims"]):
         save(forest.figure_of(results["claims"]), folder / f"{forest.NAME}.png")
     for picture in current_study.pictures:

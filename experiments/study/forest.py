@@ -14,7 +14,7 @@ NAME = "forest"
 CAPTION = (
     "Each claim's effect with its 95% interval (line), and the published effect where it is a number (diamond). Each "
     "row has its own scale; its numbers are at the right. The vertical tick is the margin of the claim: an effect to "
-    "the right of it agrees."
+    "the right of it agrees. Where a claim says that two means are as good as equal, an effect between two ticks does."
 )
 COLORS = {AGREES: GREEN, DISAGREES: RED, TOO_SMALL: GRAY}
 ROW, WIDTH = 0.42, 11.0  # inches
@@ -37,7 +37,8 @@ def figure_of(claims: Sequence[Mapping[str, Any]]) -> Figure:
         color = COLORS[claim["verdict"]]
         axes.plot([end / scale for end in ends], [y, y], color=color, linewidth=2.2, solid_capstyle="butt")
         axes.plot(claim["estimate"] / scale, y, "o", color=color, markersize=6)
-        axes.plot([margin / scale] * 2, [y - 0.3, y + 0.3], color=BLACK, linewidth=1.2)
+        for tick in (margin, -margin) if margin and "two one-sided" in claim["test"] else (margin,):
+            axes.plot([tick / scale] * 2, [y - 0.3, y + 0.3], color=BLACK, linewidth=1.2)
         texts = [effect(claim)]
         if published is not None:
             axes.plot(published / scale, y, "D", markerfacecolor="none", markeredgecolor=BLACK, markersize=7)
