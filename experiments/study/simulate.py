@@ -1,6 +1,7 @@
 """Simulates verdicts: how often they are false, and how often they are missed. See --help."""
 
 import dataclasses
+import gc
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -86,6 +87,7 @@ def _t(high: np.ndarray, low: np.ndarray) -> float:
 
 def fixed(draws: str, seeds: int, rounds: int, rng: np.random.Generator, effects: Sequence[float] = EFFECTS) -> Rates:
     """Simulates studies with a fixed number of seeds."""
+    gc.freeze()  # statsmodels collects garbage in each correction, which takes longer than all else
     single = study = 0
     for _ in range(rounds):
         claims = [evidence.more(*_claim(rng, draws, seeds, 0.0), worth=0.0) for _ in range(CLAIMS)]
@@ -109,6 +111,7 @@ def sequential(
     draws: str, most: int, rounds: int, rng: np.random.Generator, effects: Sequence[float] = EFFECTS
 ) -> Rates:
     """Simulates studies that add seeds to undecided claims, at the looks of `verdicts.looks`."""
+    gc.freeze()
     looks, single, study, missed = verdicts.looks(most), 0, 0, []
     for _ in range(rounds):
         claims = [_combined(_claim(rng, draws, most, 0.0), looks) for _ in range(CLAIMS)]
