@@ -100,13 +100,13 @@ def run_each(specs: Sequence[str], scale: str, options: Options, console: rich.c
     Raises:
       UserError: Some studies failed because of mistakes of the user.
       RuntimeError: Some studies failed, at least one of them because of a fault in the code.
-      Interrupted: A signal arrived. It is raised at once.
+      Interrupted, OutOfTime: A signal arrived, or the budget ended. They are raised at once.
     """
     failed = {}
     for spec in specs:
         try:
             run(spec, scale, options, console)
-        except trials.Interrupted:
+        except (trials.Interrupted, trials.OutOfTime):
             raise
         except Exception as error:
             if len(specs) == 1:

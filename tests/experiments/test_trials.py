@@ -242,6 +242,30 @@ def test_a_study_that_fails_does_not_end_the_others(tmp_path):
         run_each(specs[1:], specs[0])
 
 
+def test_a_budget_that_ends_stops_the_other_studies_too(tmp_path):
+    spec, output = tmp_path / "long.py", io.StringIO()
+    text = ALONE.replace("NAME", "long").replace("RESULT", "1")
+    text = text.replace("lambda scale, seeds: []", "lambda scale, seeds: [test_trials.trial(seed) for seed in seeds]")
+    spec.write_text(f"from tests.experiments import test_trials\n{text}")
+    options = run.Options(tmp_path / "trials", tmp_path / "out", jobs=1, seeds=1, deadline=time.time() - 1)
+    with pytest.raises(trials.OutOfTime, match="the time budget ended with 1 trials left to run") as ended:
+        run.run_each([str(spec)] * 2, "digits", options, rich.console.Console(file=output))
+    assert ended.value.exit_code == 75 and "failed" not in output.getvalue()
+
+
+def test_a_table_with_a_new_name_leaves_no_old_file(tmp_path):
+    folder = tmp_path / "out" / "named" / "digits"
+    for title in ("Old", "New"):
+        path = tmp_path / f"{title}.py"
+        text = ALONE.replace("NAME", "named").replace("RESULT", "1").replace("import Claim, ", "import Table, Claim, ")
+        path.write_text(
+            text.replace("lambda outcomes: [], ()", f'lambda outcomes: [Table("{title}", ["a"], [[1]])], ()')
+        )
+        run.run(str(path), "digits", run.Options(tmp_path, tmp_path / "out", jobs=1), rich.console.Console(quiet=True))
+        (folder / "mine.csv").write_text("")
+    assert sorted(file.name for file in folder.glob("*.csv")) == ["mine.csv", "new.csv"]
+
+
 def test_results_of_a_study_do_not_count_as_code(tmp_path, monkeypatch):
     def git(*arguments):
         subprocess.run(
