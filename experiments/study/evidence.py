@@ -39,6 +39,7 @@ class Evidence:
       estimate: Estimate of the effect, in the units of the outcomes; NaN if the statement has no single effect.
       low, high: Confidence interval of the effect, at LEVEL.
       margin: The value above which the effect agrees with the statement.
+      worth: The smallest effect that matters, if one between `margin` and it refutes the statement; else NaN.
       unit: Unit of the effect; "points" are percentage points, stored as fractions.
       test: Name of the test.
       seeds: Seeds per group that would decide the statement at the same means and spreads; None if unknown.
@@ -51,6 +52,7 @@ class Evidence:
     low: float = math.nan
     high: float = math.nan
     margin: float = math.nan
+    worth: float = math.nan
     unit: str = ""
     test: str = ""
     seeds: int | None = None
@@ -183,6 +185,7 @@ def _above(difference: _Difference | None, by: float, refuted: float, unit: str,
         difference.estimate,
         *difference.interval(),
         margin=by,
+        worth=refuted if refuted > by else math.nan,
         unit=unit,
         test=test,
         seeds=difference.seeds(distance),
@@ -325,6 +328,7 @@ def trend(groups: Sequence[tuple[float, Values]], worth: float = POINT, unit: st
         float(line.slope) - half,
         float(line.slope) + half,
         margin=0.0,
+        worth=worth if worth > 0 else math.nan,
         unit=unit,
         test="slope by t and permutation",
     )
@@ -371,4 +375,4 @@ def given(condition: Evidence, statement: Evidence) -> Evidence:
 
 def negated(evidence: Evidence) -> Evidence:
     """Returns the evidence for the opposite statement."""
-    return dataclasses.replace(evidence, p_for=evidence.p_against, p_against=evidence.p_for)
+    return dataclasses.replace(evidence, p_for=evidence.p_against, p_against=evidence.p_for, worth=math.nan)

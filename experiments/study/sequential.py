@@ -103,8 +103,9 @@ def records(seen: Sequence[Seen], outcomes: Outcomes) -> list[dict[str, Any]]:
     rows = []
     for one, p, holds in zip(seen, verdicts.corrected(evidence), verdicts.decide(evidence), strict=True):
         claim, verdict, reason = one.claim, verdict_of(holds), one.evidence.note
-        negligible = holds is False and not one.evidence.high < one.evidence.margin  # refuted as too small to matter
-        if negligible and not math.isnan(one.evidence.high):
+        # Refuted as too small to matter, and not because the effect is the opposite
+        negligible = holds is False and math.isfinite(one.evidence.worth) and one.evidence.high >= one.evidence.margin
+        if negligible:
             reason = "no difference that matters"
         near_zero = holds is None and one.evidence.unit == "points" and abs(one.evidence.estimate) < POINT
         if (near_zero or negligible) and (at_ceiling := ceiling(one, outcomes)):

@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 
 from experiments import study
-from experiments.study import AGREES, DISAGREES, TOO_SMALL, Claim, Outcome, Study, Trial, forest, sequential, verdicts
+from experiments.study import (
+    AGREES,
+    DISAGREES,
+    TOO_SMALL,
+    Claim,
+    Outcome,
+    Study,
+    Trial,
+    evidence,
+    forest,
+    sequential,
+    verdicts,
+)
 from experiments.study.evidence import FIRST
 from experiments.study.trials import OutOfTime
 
@@ -132,6 +144,21 @@ def test_a_difference_too_small_to_matter_is_refuted_except_at_the_ceiling():
     assert at_ceiling["verdict"] == TOO_SMALL and at_ceiling["reason"].startswith(
         "at ceiling: 99.50% of 100 test images"
     )
+
+
+def test_a_refuted_equivalence_is_no_negligible_difference():
+    this = made_study("apart")
+    planned = this.trials("digits", range(FIRST))
+    outcomes = study.Outcomes(Runner({"apart": CLEAR})(planned))
+
+    def alike(outcomes):
+        pair = (outcomes.where(group=name).values("accuracy") for name in ("apart", "reference"))
+        return study.Judgement(evidence.equivalent(*pair, margin=0.02), "")
+
+    counts = sequential.Counts([trial.labels for trial in planned])
+    seen = sequential.see(this.claims[0]._replace(judge=alike), outcomes, counts, [(FIRST, 0.05)])
+    (record,) = sequential.records([seen], outcomes)
+    assert record["verdict"] == DISAGREES and record["reason"] == ""
 
 
 def test_a_judge_leaves_a_record_of_what_it_reads():
