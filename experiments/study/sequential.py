@@ -1,7 +1,7 @@
 """Adds seeds until claims are decided: the evidence for each claim, its missing trials, and the claim to continue with.
 
 A claim is judged at fixed numbers of seeds, its looks. A look at n seeds uses seeds 0 to n - 1 of the groups that the
-judge reads, and no others. So a claim's verdict does not depend on the seeds that other claims needed.
+judge reads, and no others. So the evidence of a look does not depend on the seeds that other claims needed.
 """
 
 import collections

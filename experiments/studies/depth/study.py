@@ -67,10 +67,11 @@ STUDY = Study(
     question="Do plain networks get worse with depth, and residual networks better? Do gradients explain why? Which "
     "details of the shortcuts matter, and how much does a network rely on a single block?",
     would_change="For deep against shallow networks, a longer schedule: the published ones trained for over a hundred "
-    "epochs, ours at digits scale for 12. The cifar10 scale has 60. More seeds would not change the verdict on the "
-    "gradients of plain networks, because at step 0 they follow from depth and initialization.",
+    "epochs, ours at digits scale for 12. The cifar10 scale has 60. The gradients of "
+    "plain networks at step 0 follow from depth and initialization, so a longer training would not change them.",
     cost={
-        "digits": "about 5 minutes on 2 cores; 110 layers would take another four, so only the cifar10 scale has them",
+        "digits": "about 5 minutes on 2 cores for 3 seeds; 110 layers would take another four, so only the cifar10 "
+        "scale has them",
         "cifar10": "14 runs per seed of 60 epochs, 20 to 110 layers, 1e15 mult-adds each on average: four hours of one "
         "GPU per seed",
         "imagenet": "8 runs per seed of 90 epochs of 18 or 34 layers: 6e17 or 1.2e18 mult-adds and 4 to 8 hours of 8 "
