@@ -6,7 +6,7 @@ import re
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,11 @@ import rich.table
 from absl import flags
 
 from experiments import study
-from experiments.study import ledger, sequential, trials, verdicts
+from experiments.study import engines, launch, ledger, sequential, trials, verdicts
 from experiments.study.evidence import ALPHA, FIRST
 from models import command
 from models.analysis.tables import markdown_table, slug, terminal_table
 from models.errors import UserError, choice_error
-from models.kernels import runtime
 from train import cli
 
 USAGE = """Runs a study and writes its results: tables (Markdown, CSV), figures (PNG), verdicts.
@@ -30,6 +29,8 @@ USAGE = """Runs a study and writes its results: tables (Markdown, CSV), figures 
     python -m experiments.run depth --until=decided --most_seeds=20 --budget=2h
     python -m experiments.run all --scale=digits                 continues after a study that fails
     python -m experiments.run my_study.py                        a file of yours that defines STUDY
+    python -m experiments.run depth --dry_run                    what is finished, what is left, how long it takes
+    python -m experiments.run depth --on=slurm --partition=gpu --gres=gpu:1 --time=2:00:00 --workers=16
 
 Results go to --out/STUDY/SCALE. There, trials.jsonl keeps the outcome of each finished trial, so that it is never run
 again; interrupted trials resume in --workdir. With --until=decided, undecided claims get more seeds, the most promising
@@ -43,22 +44,24 @@ class Options(NamedTuple):
     Attributes:
       workdir: Folder of the trials' folders.
       out: Folder of the results, which go to out/STUDY/SCALE.
-      jobs: Number of trials at once; 0 for the default.
+      choose: Function of (trials, ledger) that returns where they run; see `launch.define_flags`.
       seeds: Seeds per group; the maximum if `decided`.
       decided: Whether the groups of undecided claims get more seeds, in the steps of `verdicts.looks`.
       deadline: Time after which no trial starts, as `time.time`; None for no limit.
       accept: Commits whose finished trials count although the code has changed.
       keep: Keeps the folders of finished trials.
+      dry: Only says what is finished, what is left, and how long it takes.
     """
 
     workdir: Path
     out: Path
-    jobs: int = 0
+    choose: Callable[[Sequence[study.Trial], ledger.Ledger], engines.Place] = lambda planned, lines: engines.Place()
     seeds: int = FIRST
     decided: bool = False
     deadline: float | None = None
     accept: tuple[str, ...] = ()
     keep: bool = False
+    dry: bool = False
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -76,12 +79,13 @@ def main(arguments: Sequence[str]) -> None:
     options = Options(
         Path(WORKDIR.value),
         Path(OUT.value),
-        JOBS.value,
+        PLACE,
         MOST_SEEDS.value if decided else SEEDS.value,
         decided,
         time.time() + seconds(BUDGET.value) if BUDGET.value else None,
         tuple(ACCEPT_COMMITS.value),
         KEEP.value,
+        DRY_RUN.value,
     )
     run_each(names if arguments[1] == "all" else arguments[1:], SCALE.value, options, console)
 
@@ -106,7 +110,7 @@ def run_each(specs: Sequence[str], scale: str, options: Options, console: rich.c
     for spec in specs:
         try:
             run(spec, scale, options, console)
-        except (trials.Interrupted, trials.OutOfTime):
+        except (engines.Interrupted, launch.OutOfTime):
             raise
         except Exception as error:
             if len(specs) == 1:
@@ -160,17 +164,21 @@ def run(spec: str, scale: str, options: Options, console: rich.console.Console) 
         console.print(
             f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True, markup=True
         )
-    start_time, jobs = time.time(), options.jobs or default_jobs()
+    start_time, lines, first = time.time(), ledger.Ledger(folder), current_study.trials(scale, range(options.seeds))
+    place = options.choose(first, lines)
+    if options.dry:
+        console.print(launch.preview(first, lines, place, options.accept), soft_wrap=True)
+        return {}
     looks = verdicts.looks(options.seeds) if options.decided else [(options.seeds, ALPHA)]
     planned, outcomes, seen = sequential.run_until_decided(
         current_study,
-        current_study.trials(scale, range(options.seeds)),
+        first,
         looks,
         functools.partial(
-            trials.run_all,
-            lines=ledger.Ledger(folder),
+            launch.run_all,
+            lines=lines,
             root=options.workdir / scale,
-            jobs=jobs,
+            place=place,
             console=console,
             accept=options.accept,
             deadline=options.deadline,
@@ -185,7 +193,7 @@ def run(spec: str, scale: str, options: Options, console: rich.console.Console) 
     results = {
         **content(current_study, spec, scale, outcomes, seen),
         "looks": [[count, level] for count, level in looks],
-        "trials_at_once": jobs,
+        "trials_at_once": place.at_once,
         "seconds_of_training": round(sum(seconds_by_folder.values()), 1),
         "seconds_of_this_command": round(time.time() - start_time, 1),
         "finished": max(
@@ -260,15 +268,6 @@ def writable(folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"--out: {folder} cannot be written to: {error.strerror}") from None
     return folder
-
-
-def default_jobs() -> int:
-    """Returns the number of trials at once: one per core, up to 8, on a CPU; one on an accelerator, which it fills."""
-    import jax
-
-    if jax.default_backend() != "cpu":
-        return 1
-    return min(runtime.cores(), 8)
 
 
 def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:
@@ -372,9 +371,7 @@ if __name__ == "__main__":  # flags are defined only here, because absl has one 
     )
     WORKDIR = command.define_path("workdir", "runs/studies", "Folder of the trials.")
     OUT = command.define_path("out", "experiments/results/studies", "Folder of the results.")
-    JOBS = flags.DEFINE_integer(
-        "jobs", 0, "Trials at once; 0: one per core on a CPU (up to 8), one on an accelerator.", lower_bound=0
-    )
+    PLACE = launch.define_flags()
     SEEDS = flags.DEFINE_integer("seeds", FIRST, "Seeds per group of trials: 0, 1, …", lower_bound=1)
     UNTIL = flags.DEFINE_enum("until", None, ["decided"], "Add seeds until claims are decided.")
     MOST_SEEDS = flags.DEFINE_integer(
@@ -387,5 +384,8 @@ if __name__ == "__main__":  # flags are defined only here, because absl has one 
         "Commits whose finished trials count although the code has changed; all accepts every commit.",
     )
     KEEP = flags.DEFINE_bool("keep_runs", False, "Keep the folders of finished trials, with their checkpoints.")
+    DRY_RUN = flags.DEFINE_bool(
+        "dry_run", False, "Say what is finished, what is left and how long it takes; then exit."
+    )
     LIST = flags.DEFINE_bool("list", False, "List the studies, and exit.")
     cli.run(main, USAGE, positional=True)

@@ -51,8 +51,25 @@ class Ledger:
     def __init__(self, folder: Path):
         self.path = folder / NAME
         self._lines: dict[str, dict[str, Any]] = {}
-        for line in _read(self.path):
+        self._read_bytes = self._read_lines = 0
+        self.refresh()
+
+    def refresh(self) -> list[dict[str, Any]]:
+        """Stores the lines that were appended since the last call, by any process, and returns them."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size == self._read_bytes:
+            return []
+        if size < self._read_bytes:  # replaced by another file
+            self._lines, self._read_bytes, self._read_lines = {}, 0, 0
+        with self.path.open("rb") as file:
+            file.seek(self._read_bytes)
+            content = file.read()
+        lines = list(_parse(content, self.path, self._read_lines))
+        self._read_bytes += content.rfind(b"\n") + 1  # an incomplete line is read again
+        self._read_lines += content.count(b"\n")
+        for line in lines:
             self.keep(line)
+        return lines
 
     def keep(self, line: dict[str, Any]) -> None:
         """Stores a line that is in the file.
@@ -85,11 +102,17 @@ class Ledger:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> dict[str, Any]:
-    """Appends a line to a ledger's file, safely beside other processes, and returns it as readers see it."""
+    """Appends a line to a ledger's file, safely beside other processes, and returns it as readers see it.
+
+    A trial that another process has finished in the meantime, with the same code and measures, gets no second line.
+    """
     text = json.dumps(dict(line), allow_nan=False, sort_keys=True)
     parsed = parse_json(text, LINE, "a line for the ledger")
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{NAME}.lock")), path.open("ab+") as file:
+        previous = Ledger(path.parent).get(parsed["trial"], parsed["code"])
+        if previous and parsed["outcome"].get("measured", {}).keys() <= previous["outcome"].get("measured", {}).keys():
+            return previous
         file.seek(0, os.SEEK_END)
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -109,14 +132,14 @@ def _drop_last(file: Any) -> None:
     file.seek(0, os.SEEK_END)
 
 
-def _read(path: Path) -> Iterable[dict[str, Any]]:
-    content = path.read_bytes() if path.exists() else b""
+def _parse(content: bytes, path: Path, before: int) -> Iterable[dict[str, Any]]:
+    """Yields the lines of the content of a file, after `before` other lines."""
     lines = content.split(b"\n")
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
         try:
-            yield parse_json(text, LINE, f"{path}, line {number}")
+            yield parse_json(text, LINE, f"{path}, line {before + number}")
         except UserError:
             if number == len(lines):  # no newline follows: a killed process left it incomplete
                 return

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.study import Claim, Outcome, Outcomes, Study, Trial, group_of, verdicts
 from experiments.study.evidence import POINT, Evidence
-from experiments.study.trials import OutOfTime
+from experiments.study.launch import OutOfTime
 
 Looks = Sequence[tuple[int, float]]  # (seeds per group, level), see `verdicts.looks`
 

@@ -1,38 +1,26 @@
-"""Runs trials, each in a folder named after its config; a CPU with several cores runs several at once.
+"""Runs one trial in a folder named after its config, and finds the trials that a ledger lacks.
 
-Each finished trial leaves a line in the study's ledger. Its folder, with the checkpoints, is then deleted.
+A finished trial leaves a line in the study's ledger. Its folder, with the checkpoints, is then deleted.
 """
 
-import contextlib
 import hashlib
 import inspect
 import json
 import math
-import multiprocessing
-import multiprocessing.connection
-import os
 import re
-import shutil
-import signal
 import time
-import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import rich.console
-import rich.progress
-
 from experiments import study
 from experiments.study import ledger
-from models import command, plugins
-from models.errors import UserError
+from models import plugins
 
 LOGGED = {
     "train": ("loss", "accuracy", "gradient_norm"),
     "test": ("loss", "accuracy"),
 }  # metrics that outcomes keep from metrics.jsonl
-ALL = "all"  # accepts the lines of every commit
 
 
 class Job(NamedTuple):
@@ -43,12 +31,14 @@ class Job(NamedTuple):
       folder: Folder of its run.
       ledger: Ledger file to append its line to; None if no line is needed.
       code: Digest of its code.
+      keep: Whether its folder stays after it has finished.
     """
 
     trial: study.Trial
     folder: Path
     ledger: Path | None
     code: str
+    keep: bool = True
 
 
 def address(trial: study.Trial) -> str:
@@ -140,155 +130,9 @@ def _history(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
     return history
 
 
-def _serve(connection: Any, cores: Sequence[int], cache: str) -> None:
-    """Runs jobs in a worker process: answers each with (kind, line or text), until None arrives."""
-    if cores:
-        os.sched_setaffinity(0, cores)  # before JAX reads the number of threads to start
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import jax
-
-    while (work := connection.recv()) is not None:
-        try:
-            connection.send(("done", run(work)))
-            jax.clear_caches()  # otherwise compiled programs of hundreds of trials fill the memory
-        except UserError as error:
-            connection.send(("mistake", str(error)))
-        except Exception:
-            connection.send(("fault", traceback.format_exc()))
-
-
-def run_all(
-    trials: Sequence[study.Trial],
-    lines: ledger.Ledger,
-    root: Path,
-    jobs: int,
-    console: rich.console.Console,
-    accept: Collection[str] = (),
-    deadline: float | None = None,
-    keep: bool = False,
-) -> list[study.Outcome]:
-    """Runs the trials that the ledger lacks; trials with equal configs run once.
-
-    Args:
-      trials: Trials of the study.
-      lines: The ledger.
-      root: Folder of the trials' folders.
-      jobs: Number of trials at once. If it is above 1, they run in separate processes, which divide the cores.
-      console: Console for progress: a bar on a terminal, otherwise one line per trial.
-      accept: Commits whose lines count although their code differs; ALL for every commit.
-      deadline: Time after which no trial starts, as `time.time`.
-      keep: Keeps the folders of finished trials, with their checkpoints. Folders that other trials start from always
-        stay.
-
-    Returns:
-      The outcomes, in the order of the trials.
-
-    Raises:
-      UserError: A trial failed, or the deadline came.
-      Interrupted: SIGTERM or SIGINT ended it; the same command resumes.
-    """
-    merged: dict[str, study.Trial] = {}
-    for trial in trials:  # trials with equal configs run once, with all of their measures
-        name = address(trial)
-        measures = dict.fromkeys((*(merged[name].measures if name in merged else ()), *trial.measures))
-        merged[name] = trial._replace(measures=tuple(measures))
-    codes = {name: code_of(trial) for name, trial in merged.items()}
-    finished = {}
-    for name, trial in merged.items():
-        line = lines.get(name, codes[name], accept)
-        if line and (line["outcome"]["diverged"] or _names(trial) <= line["outcome"]["measured"].keys()):
-            finished[name] = line
-    work: dict[str, Job] = {}
-    for name, trial in merged.items():
-        if name not in finished:
-            for start in _starts(trial):
-                _add_start(work, address(start), start, root, finished)
-            work[name] = Job(trial, root / name, lines.path, codes[name])
-    starts = {address(start) for job in work.values() for start in _starts(job.trial)}
-    if work:
-        root.mkdir(parents=True, exist_ok=True)
-    for name, line in _run_with_progress(work, finished, root, jobs, console, deadline):
-        lines.keep(line)
-        finished.setdefault(name, line)
-        if not keep and name not in starts:
-            shutil.rmtree(root / name, ignore_errors=True)
-    pairs = [(trial.labels, finished[address(trial)]) for trial in trials]
-    return [study.Outcome(labels, **line["outcome"], seconds=line["seconds"]) for labels, line in pairs]
-
-
-def _names(trial: study.Trial) -> set[str]:
-    return {measure.__name__ for measure in trial.measures}
-
-
-def _starts(trial: study.Trial) -> list[study.Trial]:
-    """Returns the trials that must run before this one, in order."""
-    return [*_starts(trial.start), trial.start] if trial.start else []
-
-
-def _add_start(work: dict[str, Job], name: str, start: study.Trial, root: Path, finished: dict[str, Any]) -> None:
-    """Adds a trial that another one starts from, unless its network exists, is planned or diverged."""
-    diverged = name in finished and finished[name]["outcome"]["diverged"]
-    if not (name in work or diverged or (root / name / "summary.json").exists()):
-        work[name] = Job(start._replace(measures=()), root / name, None, "")
-
-
-def _run_with_progress(
-    work: dict[str, Job],
-    finished: dict[str, Any],
-    root: Path,
-    jobs: int,
-    console: rich.console.Console,
-    deadline: float | None,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the line of each job as it finishes, and shows progress."""
-    bar = rich.progress.Progress(
-        rich.progress.TextColumn("[bold]{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("{task.fields[last]}"),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("trials", total=len(work), last="")
-        run_each = _here if jobs == 1 else _in_processes
-        for done, (name, line) in enumerate(run_each(work, finished, root, jobs, deadline), 1):
-            labels = ", ".join(f"{key} {value}" for key, value in work[name].trial.labels.items())
-            outcome = line["outcome"]
-            result = outcome["diverged"] or (
-                f"accuracy {outcome['summary']['accuracy']:.1%}"
-                if "accuracy" in (outcome["summary"] or {})
-                else "measured"
-            )
-            bar.update(task, advance=1, last=labels)
-            if not console.is_terminal:
-                console.print(f"{done}/{len(work)}  {labels}: {result}", soft_wrap=True, highlight=False)
-            yield name, line
-
-
-class Interrupted(UserError):
-    """An interruption of the trials by a signal."""
-
-    def __init__(self, name: str):
-        super().__init__(f"{name}: finished work is kept; run the same command to resume")
-        self.exit_code = command.INTERRUPTED if name == "SIGINT" else command.PREEMPTED
-
-
-class OutOfTime(UserError):
-    """An end of the time budget before the last trial started."""
-
-    exit_code = command.PREEMPTED
-
-    def __init__(self, left: int):
-        super().__init__(f"the time budget ended with {left} trials left to run; run the same command to resume")
-
-
-def _after_divergence(job: Job, finished: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the line of a job that cannot run because its start diverged; None if it can run."""
-    start = finished.get(address(job.trial.start)) if job.trial.start else None
+def after_divergence(job: Job, lines: ledger.Ledger) -> dict[str, Any] | None:
+    """Returns the line of a job that cannot run because its start diverged, and appends it; None if it can run."""
+    start = lines.get(address(job.trial.start)) if job.trial.start else None
     if not (start and start["outcome"]["diverged"]):
         return None
     text = f"{start['trial']}, that it starts from, diverged"
@@ -298,121 +142,72 @@ def _after_divergence(job: Job, finished: dict[str, Any]) -> dict[str, Any] | No
     return line
 
 
-def _here(
-    work: dict[str, Job], finished: dict[str, Any], root: Path, jobs: int, deadline: float | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    del root, jobs
-    for i, (name, job) in enumerate(work.items()):
-        if deadline and time.time() > deadline:
-            raise OutOfTime(len(work) - i)
-        try:
-            line = _after_divergence(job, finished) or run(job)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-        if "interrupted" in line:
-            raise Interrupted(line["interrupted"])
-        yield name, line
+def merged(trials: Sequence[study.Trial]) -> dict[str, study.Trial]:
+    """Returns {address: trial}; trials with equal configs run once, with all of their measures."""
+    by_name: dict[str, study.Trial] = {}
+    for trial in trials:
+        name = address(trial)
+        measures = dict.fromkeys((*(by_name[name].measures if name in by_name else ()), *trial.measures))
+        by_name[name] = trial._replace(measures=tuple(measures))
+    return by_name
 
 
-def _in_processes(
-    work: dict[str, Job], finished: dict[str, Any], root: Path, jobs: int, deadline: float | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Runs `jobs` worker processes; each gets its next trial when it finishes one."""
-    context = multiprocessing.get_context("spawn")
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    waiting, busy, workers, done = list(work), {}, [], set()
-    for i in range(min(jobs, len(work))):
-        parent_end, child_end = context.Pipe()
-        process = context.Process(target=_serve, args=(child_end, cores[i::jobs], str(root / "compiled")), daemon=True)
-        process.start()
-        child_end.close()
-        workers.append((process, parent_end))
+def finished(
+    trials: Mapping[str, study.Trial], lines: ledger.Ledger, accept: Collection[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Returns {address: line} of the trials that the ledger has.
 
-    def next_job() -> str | None:
-        """Returns the first waiting trial that starts from nothing, or from a trial that has finished."""
-        starts = ((name, work[name].trial.start) for name in waiting)
-        return next(
-            (n for n, start in starts if not start or address(start) not in work or address(start) in done), None
-        )
-
-    def assign() -> None:
-        """Sends every idle worker the next trial."""
-        for _, connection in workers:
-            is_late = deadline and time.time() > deadline
-            if connection not in busy and not is_late and (name := next_job()):
-                waiting.remove(name)
-                busy[connection] = name
-                connection.send(work[name])
-
-    def skip_diverged() -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields the lines of trials that cannot run because their start diverged."""
-        for name in list(waiting):
-            if line := _after_divergence(work[name], finished):
-                waiting.remove(name)
-                done.add(name)
-                yield name, line
-
-    try:
-        with _Signals(lambda: [process.terminate() for process, _ in workers]) as signals:
-            yield from skip_diverged()
-            assign()
-            while busy:
-                ready: list[Any] = multiprocessing.connection.wait(list(busy))
-                for connection in ready:
-                    name = busy.pop(connection)
-                    try:
-                        kind, line = connection.recv()
-                    except (EOFError, ConnectionError):
-                        if signals.name:
-                            continue
-                        raise RuntimeError(
-                            f"the process that ran {name} died; run the same command to resume"
-                        ) from None
-                    if kind == "mistake":
-                        raise UserError(f"{name}: {line}")
-                    if kind == "fault":
-                        raise RuntimeError(f"{name}: {line}")
-                    if "interrupted" in line:
-                        signals.name = signals.name or line["interrupted"]
-                        waiting.clear()
-                        continue
-                    yield name, line
-                    done.add(name)
-                    yield from skip_diverged()
-                    if not signals.name:
-                        assign()
-    finally:  # after a failed trial, too, so that the workers release the cores
-        for _, connection in workers:
-            with contextlib.suppress(OSError):  # the worker has already ended
-                connection.send(None)
-        for process, _ in workers:
-            process.join(20)
-            process.kill()
-    if signals.name:
-        raise Interrupted(signals.name)
-    if waiting:
-        raise OutOfTime(len(waiting))
+    Args:
+      trials: From `merged`.
+      lines: The ledger.
+      accept: Commits whose lines count although their code differs; "all" for every commit.
+    """
+    found = {name: lines.get(name, code_of(trial), accept) for name, trial in trials.items()}
+    return {name: line for name, line in found.items() if line and is_whole(line, trials[name])}
 
 
-class _Signals:
-    """A context that notes SIGTERM and SIGINT and calls `act`, so that running trials save and end."""
+def is_whole(line: Mapping[str, Any], trial: study.Trial) -> bool:
+    """Returns whether a line has all the measures of a trial; a run that diverged has none."""
+    names = {measure.__name__ for measure in trial.measures}
+    return bool(line["outcome"]["diverged"]) or names <= line["outcome"]["measured"].keys()
 
-    name: str | None = None
 
-    def __init__(self, act: Callable[[], Any]):
-        self._act = act
+def left(
+    trials: Mapping[str, study.Trial],
+    lines: ledger.Ledger,
+    root: Path,
+    accept: Collection[str] = (),
+    keep: bool = False,
+) -> dict[str, Job]:
+    """Returns the jobs of the trials that the ledger lacks, and of networks that they start from and that are gone.
 
-    def __enter__(self):
-        self._handling = command.handling((signal.SIGTERM, signal.SIGINT), self._note)
-        self._handling.__enter__()
-        return self
+    Args:
+      trials: From `merged`.
+      lines: The ledger.
+      root: Folder of the trials' folders.
+      accept: Commits whose lines count although their code differs; "all" for every commit.
+      keep: Keeps the folders of finished trials. Folders that other trials start from always stay.
+    """
+    have, work = finished(trials, lines, accept), {}
+    for name, trial in trials.items():
+        if name not in have:
+            for start in starts(trial):
+                _add_start(work, address(start), start, root, have)
+            work[name] = Job(trial, root / name, lines.path, code_of(trial))
+    needed = {address(start) for job in work.values() for start in starts(job.trial)}
+    return {name: job._replace(keep=keep or name in needed) for name, job in work.items()}
 
-    def _note(self, number, frame):
-        del frame
-        self.name = signal.Signals(number).name
-        self._act()
 
-    def __exit__(self, *error):
-        self._handling.__exit__(*error)
-        if error[0]:
-            self._act()
+def starts(trial: study.Trial) -> list[study.Trial]:
+    """Returns the trials that must run before this one, in order."""
+    return [*starts(trial.start), trial.start] if trial.start else []
+
+
+def _add_start(
+    work: dict[str, Job], name: str, start: study.Trial, root: Path, have: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Adds a trial that another one starts from, unless its network exists, is planned or diverged."""
+    diverged = name in have and have[name]["outcome"]["diverged"]
+    if not (name in work or diverged or (root / name / "summary.json").exists()):
+        start = start._replace(measures=())
+        work[name] = Job(start, root / name, None, code_of(start))

@@ -118,7 +118,7 @@ def _has_ynn() -> bool:
     return tuple(int(part) for part in version.split(".")[:2]) in _YNN_RELEASES
 
 
-def _computes_on_cpu() -> bool:
+def computes_on_cpu() -> bool:
     """Decides without JAX, by JAX_PLATFORMS or the device files of GPUs and TPUs."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     return platforms == "cpu" if platforms else not any(map(os.path.exists, _ACCELERATORS))
@@ -130,7 +130,7 @@ def keep_freed_memory() -> bool:
     Nothing changes with another C library, or if the user has configured the allocator. Nothing changes with an
     accelerator either: the host then has many threads, which are faster with one arena each.
     """
-    if not sys.platform.startswith("linux") or not _computes_on_cpu():
+    if not sys.platform.startswith("linux") or not computes_on_cpu():
         return False
     # the user's own allocator settings take precedence
     if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):

@@ -9,7 +9,7 @@ from configs import pruning as config
 from experiments.bench import smaller, timing
 from experiments.studies.compression import results
 from experiments.studies.compression import study as compression
-from experiments.study import Outcome, Outcomes, ledger, trials, verdicts
+from experiments.study import Outcome, Outcomes, engines, launch, ledger, verdicts
 from models.compress import file, packed
 from tests import tiny
 from train import loop
@@ -54,7 +54,7 @@ def outcomes(tmp_path_factory):
         shrink(trial.config)
     folder = tmp_path_factory.mktemp("study")
     lines = ledger.Ledger(folder / "ledger")
-    return Outcomes(trials.run_all(planned, lines, folder / "runs", 1, rich.console.Console(quiet=True)))
+    return Outcomes(launch.run_all(planned, lines, folder / "runs", engines.Place(), rich.console.Console(quiet=True)))
 
 
 @pytest.mark.full

@@ -18,7 +18,7 @@ from experiments.study import (
     verdicts,
 )
 from experiments.study.evidence import FIRST
-from experiments.study.trials import OutOfTime
+from experiments.study.launch import OutOfTime
 
 CLEAR, CLOSE, HARD = 0.2, 0.012, 0.0001  # differences of groups whose outcomes have a standard deviation of 0.01
 LOOKS = verdicts.looks(20)

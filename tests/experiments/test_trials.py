@@ -14,7 +14,7 @@ import pytest
 import rich.console
 
 from experiments import run
-from experiments.study import Trial, ledger, trials
+from experiments.study import Trial, engines, launch, ledger, trials
 from models import plugins
 from models.errors import UserError
 from tests import tiny
@@ -65,8 +65,13 @@ def long():
 def run_all(planned, root, jobs=1, **options):
     output = io.StringIO()
     lines = ledger.Ledger(root.parent / "ledger")
-    outcomes = trials.run_all(
-        planned, lines, root, jobs, rich.console.Console(file=output), **{"keep": True, **options}
+    outcomes = launch.run_all(
+        planned,
+        lines,
+        root,
+        engines.Place(at_once=jobs),
+        rich.console.Console(file=output),
+        **{"keep": True, **options},
     )
     return outcomes, output.getvalue()
 
@@ -119,7 +124,7 @@ def test_other_code_runs_again_unless_its_commit_is_accepted(tmp_path, monkeypat
 
 def test_after_the_deadline_no_trial_starts(tmp_path):
     for jobs in (1, 2):
-        with pytest.raises(trials.OutOfTime, match="the time budget ended with 2 trials left to run"):
+        with pytest.raises(launch.OutOfTime, match="the time budget ended with 2 trials left to run"):
             run_all([trial(0), trial(1)], tmp_path / "runs", jobs, deadline=time.time() - 1)
 
 
@@ -229,7 +234,7 @@ def test_a_study_that_fails_does_not_end_the_others(tmp_path):
     output = io.StringIO()
 
     def run_each(specs, out):
-        options = run.Options(tmp_path / "trials", out, jobs=1)
+        options = run.Options(tmp_path / "trials", out)
         run.run_each(list(map(str, specs)), "digits", options, rich.console.Console(file=output, width=200))
 
     with pytest.raises(RuntimeError, match=r"1 of 2 studies failed: .*bad.py: division by zero"):
@@ -247,8 +252,8 @@ def test_a_budget_that_ends_stops_the_other_studies_too(tmp_path):
     text = ALONE.replace("NAME", "long").replace("RESULT", "1")
     text = text.replace("lambda scale, seeds: []", "lambda scale, seeds: [test_trials.trial(seed) for seed in seeds]")
     spec.write_text(f"from tests.experiments import test_trials\n{text}")
-    options = run.Options(tmp_path / "trials", tmp_path / "out", jobs=1, seeds=1, deadline=time.time() - 1)
-    with pytest.raises(trials.OutOfTime, match="the time budget ended with 1 trials left to run") as ended:
+    options = run.Options(tmp_path / "trials", tmp_path / "out", seeds=1, deadline=time.time() - 1)
+    with pytest.raises(launch.OutOfTime, match="the time budget ended with 1 trials left to run") as ended:
         run.run_each([str(spec)] * 2, "digits", options, rich.console.Console(file=output))
     assert ended.value.exit_code == 75 and "failed" not in output.getvalue()
 
@@ -261,7 +266,7 @@ def test_a_table_with_a_new_name_leaves_no_old_file(tmp_path):
         path.write_text(
             text.replace("lambda outcomes: [], ()", f'lambda outcomes: [Table("{title}", ["a"], [[1]])], ()')
         )
-        run.run(str(path), "digits", run.Options(tmp_path, tmp_path / "out", jobs=1), rich.console.Console(quiet=True))
+        run.run(str(path), "digits", run.Options(tmp_path, tmp_path / "out"), rich.console.Console(quiet=True))
         (folder / "mine.csv").write_text("")
     assert sorted(file.name for file in folder.glob("*.csv")) == ["mine.csv", "new.csv"]
 
