@@ -15,7 +15,7 @@ import rich.table
 from absl import flags
 
 from experiments import study
-from experiments.study import engines, launch, ledger, sequential, trials, verdicts
+from experiments.study import engines, launch, ledger, sequential, trials, verdicts, watch
 from experiments.study.evidence import ALPHA, FIRST
 from models import command
 from models.analysis.tables import markdown_table, slug, terminal_table
@@ -30,6 +30,7 @@ USAGE = """Runs a study and writes its results: tables (Markdown, CSV), figures 
     python -m experiments.run all --scale=digits                 continues after a study that fails
     python -m experiments.run my_study.py                        a file of yours that defines STUDY
     python -m experiments.run depth --dry_run                    what is finished, what is left, how long it takes
+    python -m experiments.run depth --watch                      a live table of the trials of a running study
     python -m experiments.run depth --on=slurm --partition=gpu --gres=gpu:1 --time=2:00:00 --workers=16
 
 Results go to --out/STUDY/SCALE. There, trials.jsonl keeps the outcome of each finished trial, so that it is never run
@@ -87,6 +88,12 @@ def main(arguments: Sequence[str]) -> None:
         KEEP.value,
         DRY_RUN.value,
     )
+    if WATCH.value:
+        if arguments[1] == "all":
+            raise UserError("--watch follows one study; name it")
+        one = study.module(arguments[1]).STUDY
+        watch.follow(options.workdir / SCALE.value, options.out / one.name / SCALE.value / ledger.NAME, console)
+        return
     run_each(names if arguments[1] == "all" else arguments[1:], SCALE.value, options, console)
 
 
@@ -386,6 +393,9 @@ if __name__ == "__main__":  # flags are defined only here, because absl has one 
     KEEP = flags.DEFINE_bool("keep_runs", False, "Keep the folders of finished trials, with their checkpoints.")
     DRY_RUN = flags.DEFINE_bool(
         "dry_run", False, "Say what is finished, what is left and how long it takes; then exit."
+    )
+    WATCH = flags.DEFINE_bool(
+        "watch", False, "Follow a study that another process runs; ctrl-C ends only the watching."
     )
     LIST = flags.DEFINE_bool("list", False, "List the studies, and exit.")
     cli.run(main, USAGE, positional=True)

@@ -112,7 +112,7 @@ class Workers:
     ):
         import submitit
 
-        self._place, self._queue, self._say, self._name = place, current, say, f"ablate-{plans.name}"
+        self._place, self._queue, self._say, self._name = place, current, say, plans.job_name
         self._work = worker.Work(current.root.resolve(), path.resolve(), launch, stays=place.on == "slurm")
         self._jobs: dict[int, Any] = {}  # by the number of the worker
         self._deaths: list[str] = []
@@ -127,13 +127,13 @@ class Workers:
             self._executor.update_parameters(timeout_min=_YEARS)
 
     def step(self, free: int, held: int) -> None:
-        """Starts workers in place of those that have ended, if trials are free; then waits a moment."""
+        """Starts workers in place of those that have ended, as long as there are trials; then waits a moment."""
         queued = self._queued()
         for number, job in list(self._jobs.items()):
             if job.job_id not in queued:
                 self._bury(self._jobs.pop(number))
         absent = [number for number in range(self._place.at_once) if number not in self._jobs]
-        need = min(self._place.at_once, free + held) - len(queued) if free else 0
+        need = min(self._place.at_once, free + held) - len(queued)  # some that hold a lease may be dead
         if chosen := absent[: max(0, need)]:
             with _ignoring_interrupts(), self._executor.batch() if self._work.stays else contextlib.nullcontext():
                 self._jobs |= {number: self._executor.submit(worker.serve, self._task(number)) for number in chosen}

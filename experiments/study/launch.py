@@ -94,7 +94,9 @@ def _launched(
     plans.folder.mkdir(parents=True, exist_ok=True)
     signals, leave = _Signals(), False
     with plans.lock(launch), command.handling((signal.SIGTERM, signal.SIGINT), signals.note):
-        plans.write(launch, plan)
+        on_slurm = place.on == "slurm"
+        stop = f"scancel --name={plans.job_name}" if on_slurm else f"`kill {os.getpid()}` on {queue.host()}"
+        plans.write(launch, plan._replace(stop=stop))
         here = place.on == "local" and place.at_once == 1
         engine: engines.Engine = (
             engines.Here(plan, current) if here else engines.Workers(plans, launch, lines.path, place, current, say)
@@ -102,7 +104,7 @@ def _launched(
         try:
             yield from _follow(plan, current, engine, signals)
         except engines.Interrupted as error:
-            leave = place.on == "slurm"
+            leave = on_slurm
             raise engines.Interrupted(error.name, engine.hint() * leave) from None
         finally:
             if not leave:

@@ -51,11 +51,13 @@ class Plan(NamedTuple):
       jobs: {address: job}, in the order in which they should run.
       attempts: Number of failed attempts after which a trial is not tried again.
       deadline: Time after which no trial starts, as `time.time`; None for no limit.
+      stop: Command that ends the workers after they have saved their trials.
     """
 
     jobs: Mapping[str, Job]
     attempts: int = 1
     deadline: float | None = None
+    stop: str = ""
 
     def is_late(self) -> bool:
         """Returns whether the deadline has passed."""
@@ -73,6 +75,7 @@ class Plans:
     def __init__(self, root: Path, path: Path):
         digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]
         self.name = f"{path.parent.parent.name}-{path.parent.name}-{digest}"
+        self.job_name = f"ablate-{self.name}"  # of its jobs of Slurm
         self.folder = root / FOLDER / self.name
         self._cache: dict[Path, tuple[int, Plan]] = {}
 
@@ -212,6 +215,8 @@ class Queue:
             self._leases[name] = filelock.SoftFileLease(
                 self.folder / f"{name}.lease", lease_duration=SILENT, heartbeat_interval=BEAT, on_compromise=_end
             )
+        if self._leases[name].is_locked:
+            return False
         try:
             self._leases[name].acquire(timeout=0)
         except filelock.Timeout:

@@ -16,7 +16,7 @@ from models import command
 from models.errors import UserError
 
 POLL = 0.3  # seconds between looks at a queue without a free trial
-IDLE = 30.0  # seconds without a free trial after which a worker ends
+IDLE = 30.0  # seconds without a free trial after which a job of Slurm ends; the launcher starts another one if needed
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS")
 
@@ -137,7 +137,7 @@ def run(current: queue.Queue, job: trials.Job, raises: bool = False) -> dict[str
 def _next(work: Work, plans: queue.Plans, current: queue.Queue, stop: _Stop) -> trials.Job | None:
     """Returns a trial that is now this worker's; None if it should end."""
     idle = time.monotonic()
-    while not stop.came and time.monotonic() < idle + IDLE:
+    while not stop.came and (not work.stays or time.monotonic() < idle + IDLE):
         launches = plans.launches() if work.stays else [work.launch]
         present = [plan for launch in launches if (plan := plans.read(launch))]
         for plan in present:
