@@ -99,6 +99,7 @@ def _resume(
     before = folder.open(run.config, record, run.keep, run.task.headline, extend)
     newest = folder.checkpoints.restore_newest(warn=lambda line: _say(console, f"warning: {line}"))
     if not newest:
+        folder.record_paths(run.config)
         return ({"step": 0, "seconds": 0.0, "recorder": None}, None), run.state
     leaves, saved = newest
     implied = {key: record[key] for key in ("background",) if key in record}  # 0.1.0 did not record it
@@ -107,6 +108,7 @@ def _resume(
             f"the data or the start of the run in {folder.path} have changed ({'; '.join(changed)}): "
             "choose another --workdir"
         )
+    folder.record_paths(run.config)
     if before is not None:
         line = extension.effect(run.config, run.durations, before, saved["step"])
         folder.extend(run.config["duration"], saved["step"])

@@ -14,7 +14,7 @@ from train.optim import pruning
 from train.run import Network, Run, build_network, build_run
 from train.setup.config import Reader, keys
 from train.state import TrainState
-from train.storage import checkpoint, workdir
+from train.storage import checkpoint, paths, workdir
 from train.storage.files import expanded
 
 # Keys that configs of earlier versions lack, with the values that reproduce their behavior
@@ -68,7 +68,7 @@ def _read(folder: str | Path, which: str) -> tuple[Path, dict[str, Any], Leaves,
     if which not in CHECKPOINTS:
         raise choice_error("--checkpoint", which, CHECKPOINTS)
     path = expanded(folder)
-    config = {**EARLIER, **workdir.read_config(path)}
+    config = {**EARLIER, **paths.located(workdir.read_config(path), path)}
     # Files that the run started from may be gone, and there may be fewer devices; checkpoints hold unsharded arrays.
     config |= {"init_from": "", "data_init": "none", "devices": 1, "parallel": "pmap"}
     config["optimizer"] = {**EARLIER_OPTIMIZER, **config.get("optimizer", {})}

@@ -29,9 +29,9 @@ from train.export import network as networks
 from train.optim import sensitivity
 from train.probing import features
 from train.recording import summary
-from train.storage import workdir
+from train.storage import paths, workdir
 from train.storage.checkpoint import read as read_checkpoint
-from train.storage.files import read_json
+from train.storage.files import read_json, write_json
 
 
 class Case(NamedTuple):
@@ -169,6 +169,14 @@ def make_run(folder: Path) -> None:
     shutil.copytree(trained, folder, dirs_exist_ok=True)
 
 
+PATHS = {"init_from": "", "data": {"source": "arrays:/nowhere/set.npz", "dir": "sets"}, "optimizer": {"prune": ""}}
+
+
+def _make_paths(folder: Path) -> None:
+    _make_arrays(folder)
+    write_json(folder / paths.NAME, {"data.source": "arrays:set.npz", "data.dir": ".", "init_from": "../run"})
+
+
 def _read_run(folder: Path) -> str:
     run, state = restore.load(folder)
     return digest([run.config, weights.flatten(state.variables())])
@@ -270,6 +278,7 @@ CASES = {
     "export, ONNX": Case(_make_export("onnx"), _read_export, "out/*", True),
     "checkpoint": Case(make_run, _read_checkpoint, "checkpoints/**/*", True, _earlier_checkpoints),
     "config.json": Case(make_run, _read_run, "config.json"),
+    "paths.json": Case(_make_paths, lambda folder: digest(paths.located(PATHS, folder)), paths.NAME),
     "summary.json": Case(
         make_run, lambda folder: digest(read_json(folder / "summary.json", summary.SCHEMA)), "summary.json"
     ),

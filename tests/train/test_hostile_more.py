@@ -272,6 +272,7 @@ def test_the_file_that_is_read_is_not_overwritten(action, link, tmp_path, capsys
     [
         ("config.json", '{"name": "my-app"}'), ("config.json", "// settings"), ("config.json", "[]"),
         ("config.json", ""), ("data.json", "{}"), ("summary.json", "{}"), ("metrics.jsonl", '{"loss": 1}\n'),
+        ("paths.json", "{}"),
     ],
 )  # fmt: skip
 def test_files_that_are_not_of_runs_are_not_overwritten(name, content, tmp_path):

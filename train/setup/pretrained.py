@@ -58,7 +58,10 @@ def load(where: str | Path) -> Pretrained:
     if path.is_dir():
         return _load_export(path) if cards.is_in(path) else _load_run(path)
     if not path.exists():
-        raise UserError(f"init_from={where}: there is no such run or file")
+        raise UserError(
+            f"init_from={where}: there is no such run or file; allowed: the folder of a run or of an exported network, "
+            f"a {file.SUFFIX} or a .safetensors file"
+        )
     if path.suffix.lower() == file.SUFFIX:
         return _load_compressed(path)
     if path.suffix.lower() != ".safetensors":

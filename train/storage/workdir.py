@@ -11,7 +11,7 @@ from typing import Any
 
 from models.errors import UserError
 from train.setup.config import check_types, difference, plain, without
-from train.storage import checkpoint, details
+from train.storage import checkpoint, details, paths
 from train.storage.files import parse_json, read_json, remove, write_atomically, write_json
 from train.storage.lock import Lock
 
@@ -86,6 +86,14 @@ class Workdir(contextlib.ExitStack):
             contextlib.closing(checkpoint.Checkpoints(self.path / "checkpoints", keep, headline))
         )
         return before
+
+    def record_paths(self, config: Mapping[str, Any]) -> None:
+        """Writes paths.json once the files that the config names are known to be those of the run in the folder."""
+        values, path = paths.relative(config, self.path), self.path / paths.NAME
+        if values and values != paths.read(self.path):
+            write_json(path, values)
+        elif not values:
+            path.unlink(missing_ok=True)
 
     def extend(self, duration: str, step: int) -> None:
         """Gives the run in the folder a longer duration; its summary, which is of the shorter one, is removed.
@@ -168,7 +176,8 @@ def claim(
     except OSError as error:
         raise UserError(f"cannot use --workdir={workdir}: {error.strerror}") from error
     old = read_config(workdir)
-    lines = [line for line in difference(old, plain(config)) if line.split(":")[0] not in OPERATIONAL]
+    may_differ = {*OPERATIONAL, *paths.moved(old, plain(config), workdir)}
+    lines = [line for line in difference(old, plain(config)) if line.split(":")[0] not in may_differ]
     changed = {line.split(":")[0] for line in lines}
     if added := [key for key in without(old) if key in changed]:
         raise UserError(
@@ -196,7 +205,7 @@ def _check_unclaimed(workdir: Path) -> None:
             return
     except UserError:  # it does not exist, or is not JSON
         pass
-    for name in ("config.json", "data.json", "metrics.jsonl", "summary.json"):
+    for name in ("config.json", "data.json", paths.NAME, "metrics.jsonl", "summary.json"):
         if (workdir / name).exists():
             raise UserError(
                 f"{workdir} holds a {name} that does not belong to a run and would be overwritten: choose another "
