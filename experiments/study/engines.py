@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ from models.errors import UserError
 from models.kernels import runtime
 
 DEATHS = 3  # workers in a row that end before they begin a trial: the launcher gives up
+PATIENCE = 600  # seconds without an answer of Slurm after which the launcher gives up; its jobs go on
 GRACE = 90  # seconds for workers to save their trials
 _YEARS = 10 * 365 * 24 * 60  # minutes: submitit wants a limit
 
@@ -118,6 +119,7 @@ class Workers:
         self._deaths: list[str] = []
         self._banned: list[str] = []  # nodes of Slurm that cannot run the trials
         self._progress = (0, 0.0)
+        self._known, self._answered = set[str](), time.monotonic()  # the last answer of Slurm
         self._folder = plans.logs(launch)
         if place.on == "slurm":
             self._executor: Any = submitit.SlurmExecutor(self._folder)
@@ -135,9 +137,31 @@ class Workers:
         absent = [number for number in range(self._place.at_once) if number not in self._jobs]
         need = min(self._place.at_once, free + held) - len(queued)  # some that hold a lease may be dead
         if chosen := absent[: max(0, need)]:
-            with _ignoring_interrupts(), self._executor.batch() if self._work.stays else contextlib.nullcontext():
-                self._jobs |= {number: self._executor.submit(worker.serve, self._task(number)) for number in chosen}
+            self._start(chosen)
         time.sleep(slurm.POLL if self._work.stays else worker.POLL)
+
+    def _start(self, numbers: Sequence[int]) -> None:
+        """Starts workers.
+
+        Raises:
+          UserError: Slurm refuses their jobs.
+        """
+        from submitit.core.utils import FailedJobError
+
+        try:
+            with _ignoring_interrupts(), self._executor.batch() if self._work.stays else contextlib.nullcontext():
+                self._jobs |= {number: self._executor.submit(worker.serve, self._task(number)) for number in numbers}
+        except FailedJobError as error:
+            text = " ".join(str(error).split())
+            if self._banned:
+                text = f"no node is left after the trials failed on {', '.join(self._banned)}: {text}"
+            self._endure(UserError(f"--on=slurm: {text}"), patience=0 if self._banned else PATIENCE)
+
+    def _endure(self, error: UserError, patience: float) -> None:
+        """Waits a moment after an error of Slurm; raises the error if none of its answers came for too long."""
+        if time.monotonic() > self._answered + patience:
+            raise error
+        time.sleep(slurm.POLL)
 
     def is_busy(self) -> bool:
         return bool(self._queued())
@@ -151,12 +175,16 @@ class Workers:
             time.sleep(worker.POLL)
         for job in self._jobs.values():
             if not self._work.stays and not job.done():
-                job._process.kill()  # its trial resumes from the last checkpoint
+                os.kill(int(job.job_id), signal.SIGKILL)  # its trial resumes from the last checkpoint
 
     def _queued(self) -> set[str]:
         """Returns the ids of the workers that wait or run, on Slurm with those of earlier launches."""
         if self._work.stays:
-            return slurm.queued(self._name)
+            try:
+                self._known, self._answered = slurm.queued(self._name), time.monotonic()
+            except UserError as error:
+                self._endure(error, PATIENCE)
+            return self._known
         return {job.job_id for job in self._jobs.values() if not job.done()}
 
     def _task(self, number: int) -> worker.Work:
@@ -183,7 +211,7 @@ class Workers:
         if words:
             self._say(f"worker {job.job_id} ended: {words}")
         if len(self._deaths) >= DEATHS:
-            why = next(filter(None, reversed(self._deaths)), "killed, or out of memory")
+            why = next(filter(None, reversed(self._deaths)), "killed, out of memory, or a full disk")
             raise UserError(f"{DEATHS} workers in a row ended before they began a trial: {why}; logs: {self._folder}")
         host = re.match(r"([\w.-]+): ", words)
         if host and self._work.stays:

@@ -23,6 +23,7 @@ from experiments.study import engines, ledger, queue, slurm, trials
 from models import command
 from models.errors import UserError
 from models.kernels import runtime
+from train.recording import summary
 
 
 class OutOfTime(UserError):
@@ -96,7 +97,7 @@ def _launched(
     with plans.lock(launch), command.handling((signal.SIGTERM, signal.SIGINT), signals.note):
         on_slurm = place.on == "slurm"
         stop = f"scancel --name={plans.job_name}" if on_slurm else f"`kill {os.getpid()}` on {queue.host()}"
-        plans.write(launch, plan._replace(stop=stop))
+        plans.write(launch, plan._replace(stop=stop, versions=summary.versions()))
         here = place.on == "local" and place.at_once == 1
         engine: engines.Engine = (
             engines.Here(plan, current) if here else engines.Workers(plans, launch, lines.path, place, current, say)
@@ -187,15 +188,31 @@ def define_flags() -> Callable[[Sequence[study.Trial], ledger.Ledger], engines.P
                 raise UserError(f"--{holder.name}={holder.value} needs --on=local; --workers sets the jobs of Slurm")
         given = slurm.read_options(Path(sbatch.value)) if sbatch.value else {}
         given |= {name: holder.value for name, holder in options.items() if holder.value}
-        slurm.check(given)
-        longest = max((line["seconds"] for line in map(lines.get, trials.merged(planned)) if line), default=0)
-        if "time" in given and longest > 60 * slurm.minutes(given["time"]):
-            raise UserError(
-                f"--time={given['time']}: a trial of this study took {longest / 60:.0f} minutes; allow at least that"
-            )
-        return engines.Place("slurm", workers.value, options=given)
+        return on_slurm(planned, lines, given, workers.value)
 
     return place
+
+
+def on_slurm(
+    planned: Sequence[study.Trial], lines: ledger.Ledger, options: Mapping[str, str], workers: int
+) -> engines.Place:
+    """Returns the place for trials on Slurm.
+
+    Args:
+      planned: The trials.
+      lines: The study's ledger, which tells how long its trials take.
+      options: Options of sbatch by their names.
+      workers: Jobs at once.
+
+    Raises:
+      UserError: Slurm refuses the options, or their time limit is shorter than a trial.
+    """
+    slurm.check(options)
+    longest = max((line["seconds"] for line in map(lines.get, trials.merged(planned)) if line), default=0)
+    if "time" in options and longest > 60 * slurm.minutes(options["time"]):
+        limit = f"--time={options['time']}: a trial of this study took {longest / 60:.1f} minutes"
+        raise UserError(f"{limit}; allow more than that")
+    return engines.Place("slurm", workers, options=options)
 
 
 def local(planned: Sequence[study.Trial], jobs: int = 0, devices: int = 0) -> engines.Place:
@@ -260,8 +277,8 @@ def _bar(console: rich.console.Console, total: int) -> Iterator[Callable[..., No
 
     def show(count: int, trial: study.Trial, line: Mapping[str, Any] | None) -> None:
         labels = ", ".join(f"{key} {value}" for key, value in trial.labels.items())
-        summary = line["outcome"]["summary"] or {} if line else {}
-        accuracy = f"accuracy {summary['accuracy']:.1%}" if "accuracy" in summary else "measured"
+        results = line["outcome"]["summary"] or {} if line else {}
+        accuracy = f"accuracy {results['accuracy']:.1%}" if "accuracy" in results else "measured"
         result = (line and line["outcome"]["diverged"]) or accuracy
         bar.update(task, advance=1, last=labels)
         if not console.is_terminal:

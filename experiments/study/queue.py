@@ -52,12 +52,14 @@ class Plan(NamedTuple):
       attempts: Number of failed attempts after which a trial is not tried again.
       deadline: Time after which no trial starts, as `time.time`; None for no limit.
       stop: Command that ends the workers after they have saved their trials.
+      versions: Versions of packages that the workers must have.
     """
 
     jobs: Mapping[str, Job]
     attempts: int = 1
     deadline: float | None = None
     stop: str = ""
+    versions: Mapping[str, str] | None = None
 
     def is_late(self) -> bool:
         """Returns whether the deadline has passed."""

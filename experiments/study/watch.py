@@ -118,16 +118,16 @@ def follow(root: Path, path: Path, console: rich.console.Console) -> None:
       UserError: No launch is there.
     """
     plans, current = queue.Plans(root, path), queue.Queue(root, ledger.Ledger(path.parent))
-    plan = _merged(plans)
-    if plan is None:
+    last = plan = _merged(plans)
+    if last is None:
         raise UserError(
             f"--watch: no launch of this study is in {root}; start one with the same command without --watch"
         )
     if not console.is_terminal:
-        console.print(view(plan, current))
+        console.print(view(last, current))
         return
     try:
-        with rich.live.Live(view(plan, current), console=console, refresh_per_second=1) as live:
+        with rich.live.Live(view(last, current), console=console, refresh_per_second=1) as live:
             while plan:
                 last = plan
                 live.update(view(plan, current, max(5, console.height - 8)))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from experiments.study import ledger, queue, trials
 from models import command
 from models.errors import UserError
+from train.recording import summary
 
 POLL = 0.3  # seconds between looks at a queue without a free trial
 IDLE = 30.0  # seconds without a free trial after which a job of Slurm ends; the launcher starts another one if needed
@@ -86,9 +87,9 @@ def serve(work: Work) -> str:
     stop, count, host = _Stop(), 0, queue.host()
     with command.handling(SIGNALS, stop.note), stop.when(lambda: not work.stays and not plans.is_live(work.launch)):
         while job := _next(work, plans, current, stop):
-            if trials.code_of(job.trial) != job.code:
+            if why := _difference(job, plans, work):
                 current.release(job.folder.name)
-                raise UserError(f"{host}: the code there differs from the launcher's")
+                raise UserError(f"{host}: {why}")
             line = run(current, job)
             if line and "interrupted" in line:
                 stop.came = True
@@ -126,8 +127,9 @@ def run(current: queue.Queue, job: trials.Job, raises: bool = False) -> dict[str
     except Exception as error:
         if raises:
             raise
-        trace = "" if isinstance(error, UserError) else traceback.format_exc()
-        current.fail(name, error, trace)
+        if isinstance(error, OSError) and error.filename:  # such as a full disk
+            error = UserError(f"{error.filename}: {error.strerror}")
+        current.fail(name, error, "" if isinstance(error, UserError) else traceback.format_exc())
         return None
     finally:
         current.release(name)
@@ -147,6 +149,15 @@ def _next(work: Work, plans: queue.Plans, current: queue.Queue, stop: _Stop) -> 
             return None
         time.sleep(POLL)
     return None
+
+
+def _difference(job: trials.Job, plans: queue.Plans, work: Work) -> str:
+    """Returns a text about how this host's code or packages differ from the launcher's; "" if they do not."""
+    plan, ours = plans.read(work.launch), summary.versions()
+    for name, version in ((plan and plan.versions) or {}).items():
+        if ours.get(name) != version:
+            return f"{name} is {ours.get(name, 'missing')} there, {version} at the launcher"
+    return "" if trials.code_of(job.trial) == job.code else "the code there differs from the launcher's"
 
 
 def _settle(work: Work) -> None:

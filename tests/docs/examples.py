@@ -78,6 +78,12 @@ python -m experiments.run depth --until=decided --most_seeds=20 --budget=2h
     parse   hours; test_sequential.py
 python -m experiments.run all --scale=digits
     parse   hours; test_studies.py
+python -m experiments.run depth --dry_run
+    run
+python -m experiments.run depth --watch
+    parse   needs a running study; test_queue.py
+python -m experiments.run depth --on=slurm --partition=gpu --gres=gpu:1 --time=2:00:00 --workers=16
+    parse   needs a cluster; test_launch_slurm.py
 python -m experiments.run my_study.py
     parse   test_adding.py runs it
 python -m experiments.samples

@@ -88,7 +88,7 @@ def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch
     results = runner.run(
         "my_study.py",
         "digits",
-        runner.Options(tmp_path / "work", tmp_path / "results" / "studies", jobs=1, seeds=1),
+        runner.Options(tmp_path / "work", tmp_path / "results" / "studies", seeds=1),
         rich.console.Console(quiet=True),
     )
     assert [claim["verdict"] in study.VERDICTS for claim in results["claims"]] == [True]

@@ -158,3 +158,33 @@ def test_killed_workers_and_launchers_lose_nothing(running, study):
     shutil.rmtree(path.parent / "out")
     assert end(start(running, path, "--jobs=1", "--seeds=3"))[0] == 0
     assert results(path) == disturbed
+
+
+BROKEN = """
+import os
+from models.errors import UserError
+
+def here(run, state):
+    if os.environ.get("SLURMD_NODENAME") in NODES:
+        raise UserError("data.dir=/data does not exist")
+    return 1
+"""
+
+
+@pytest.mark.full
+def test_a_node_that_cannot_run_the_trials_gets_no_more_jobs(running, study):
+    path = study(4)
+    text = (
+        path.read_text()
+        .replace("start=first)", "measures=(here,))")
+        .replace("config(seed))", "config(seed), measures=(here,))")
+    )
+    flags = ("--on=slurm", "--workers=2", "--seeds=3")
+    path.write_text(BROKEN.replace("NODES", "('n0',)") + text)
+    code, output, errors = end(start(running, path, *flags))
+    assert code == 0, errors
+    assert output.count("ended: n0: data.dir=/data does not exist") == 1 and len(lines(path)) == 6
+    path.write_text(BROKEN.replace("NODES", "('n0', 'n1')") + text)
+    code, output, errors = end(start(running, path, *flags))
+    assert code == 2 and "no node is left after the trials failed on n0, n1" in errors, errors
+    assert "data.dir=/data does not exist" in output and errors.count("\n") == 1

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 import rich.console
 
-from experiments.study import engines, launch, ledger, queue, slurm, trials, watch
+from experiments.study import engines, launch, ledger, queue, slurm, trials, watch, worker
 from models.errors import UserError
 from tests.experiments.test_trials import trial
 from tests.tiny import ROOT
@@ -201,6 +202,34 @@ def test_the_preview_says_what_is_left(tmp_path):
     current.lines.add(line_of(plan.jobs[names(plan)[0]]))
     text = launch.preview([job.trial for job in plan.jobs.values()], current.lines, engines.Place(at_once=2))
     assert text == "3 trials: 1 finished, 2 left, 0.0 hours of trials, about 0.0 hours with 2 at once"
+
+
+def test_a_time_limit_below_the_longest_trial_is_refused(tmp_path, monkeypatch):
+    plan, current = planned(tmp_path)
+    current.lines.add({**line_of(plan.jobs[names(plan)[0]]), "seconds": 700.0})
+    monkeypatch.setattr(slurm, "check", lambda options: None)
+    every = [job.trial for job in plan.jobs.values()]
+    assert launch.on_slurm(every, current.lines, {"time": "12"}, 4) == engines.Place("slurm", 4, options={"time": "12"})
+    with pytest.raises(UserError, match="--time=10: a trial of this study took 11.7 minutes; allow more than that"):
+        launch.on_slurm(every, current.lines, {"time": "10"}, 4)
+
+
+@pytest.mark.parametrize(
+    ("versions", "code", "text"),
+    [
+        ({"jax": "0.1"}, None, rf"jax is {jax.__version__} there, 0.1 at the launcher"),
+        ({"torch": "2.13"}, None, "torch is missing there, 2.13 at the launcher"),
+        ({}, "other", "the code there differs from the launcher's"),
+    ],
+)
+def test_a_worker_with_other_versions_or_code_refuses_to_run(tmp_path, monkeypatch, versions, code, text):
+    plan, current = planned(tmp_path)
+    plans = queue.Plans(tmp_path, current.lines.path)
+    plans.write("a", plan._replace(versions=versions))
+    monkeypatch.setattr(trials, "code_of", lambda trial, original=trials.code_of: code or original(trial))
+    with plans.lock("a"), pytest.raises(UserError, match=text):
+        worker.serve(worker.Work(tmp_path, current.lines.path, "a", stays=False))
+    assert current.take(plan).folder.name == names(plan)[0]  # the lease is free again
 
 
 @pytest.mark.parametrize(

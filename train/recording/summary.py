@@ -98,11 +98,16 @@ def _processor() -> str:
 
 def environment(devices: Sequence[Any]) -> dict[str, Any]:
     """Returns the environment of a measurement: commit, device and versions of packages."""
-    versions = {"python": platform.python_version()}
+    return {"commit": commit(), "device": device(devices), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # bare steps run without Orbax
-            versions[name] = importlib.metadata.version(name)
-    return {"commit": commit(), "device": device(devices), "versions": versions}
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def create(
