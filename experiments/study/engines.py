@@ -21,7 +21,8 @@ from models import command
 from models.errors import UserError
 from models.kernels import runtime
 
-DEATHS = 3  # workers in a row that end before they begin a trial: the launcher gives up
+DEATHS = 3  # workers in a row that end with an error before they begin a trial: the launcher gives up
+KILLS = 10  # the same for workers that end without a word
 PATIENCE = 600  # seconds without an answer of Slurm after which the launcher gives up; its jobs go on
 GRACE = 90  # seconds for workers to save their trials
 _YEARS = 10 * 365 * 24 * 60  # minutes: submitit wants a limit
@@ -210,9 +211,10 @@ class Workers:
         self._progress = progress
         if words:
             self._say(f"worker {job.job_id} ended: {words}")
-        if len(self._deaths) >= DEATHS:
-            why = next(filter(None, reversed(self._deaths)), "killed, out of memory, or a full disk")
-            raise UserError(f"{DEATHS} workers in a row ended before they began a trial: {why}; logs: {self._folder}")
+        errors, count = list(filter(None, self._deaths)), len(self._deaths)
+        if len(errors) >= DEATHS or count >= KILLS:
+            why = errors[-1] if errors else "killed, out of memory, or a full disk"
+            raise UserError(f"{count} workers in a row ended before they began a trial: {why}; logs: {self._folder}")
         host = re.match(r"([\w.-]+): ", words)
         if host and self._work.stays:
             self._banned = sorted({*self._banned, host[1]})

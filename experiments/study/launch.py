@@ -167,19 +167,16 @@ def define_flags() -> Callable[[Sequence[study.Trial], ledger.Ledger], engines.P
         "devices_per_trial", 0, "Accelerators of this host for each trial; 0: as many as its config asks for.", 0
     )
     workers = flags.DEFINE_integer("workers", 4, "Jobs of Slurm at once; each runs one trial after another.", 1)
-    options = {
-        name: flags.DEFINE_string(name, "", f"Slurm: {text}.")
-        for name, text in {
-            "partition": "the partition",
-            "time": "time limit of a job, such as 2:00:00; it is requeued until the study is finished",
-            "gres": "generic resources of a job, such as gpu:1",
-        }.items()
-    }
+    partition = flags.DEFINE_string("partition", "", "Slurm: the partition.")
+    limit = flags.DEFINE_string(
+        "time", "", "Slurm: time limit of a job, such as 2:00:00; it is requeued until no trial is left."
+    )
+    gres = flags.DEFINE_string("gres", "", "Slurm: generic resources of a job, such as gpu:1.")
     sbatch = command.define_path("sbatch", "", "Slurm: file with one more option of sbatch per line.")
 
     def place(planned: Sequence[study.Trial], lines: ledger.Ledger) -> engines.Place:
         if on.value == "local":
-            for holder in (workers, sbatch, *options.values()):
+            for holder in (workers, sbatch, partition, limit, gres):
                 if holder.present:
                     raise UserError(f"--{holder.name}={holder.value} needs --on=slurm")
             return local(planned, jobs.value, devices.value)
@@ -187,7 +184,7 @@ def define_flags() -> Callable[[Sequence[study.Trial], ledger.Ledger], engines.P
             if holder.present:
                 raise UserError(f"--{holder.name}={holder.value} needs --on=local; --workers sets the jobs of Slurm")
         given = slurm.read_options(Path(sbatch.value)) if sbatch.value else {}
-        given |= {name: holder.value for name, holder in options.items() if holder.value}
+        given |= {holder.name: holder.value for holder in (partition, limit, gres) if holder.value}
         return on_slurm(planned, lines, given, workers.value)
 
     return place

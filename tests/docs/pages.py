@@ -88,8 +88,11 @@ def flags(module):
         return None
     path = ROOT / module.replace(".", "/")
     path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    source = path.read_text()
+    if "launch.define_flags()" in source:
+        source += (ROOT / "experiments" / "study" / "launch.py").read_text()
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func).rpartition(".")[2]

@@ -29,7 +29,7 @@ def test_files_that_the_text_names_exist(page):
 def test_blocks_say_what_they_are(page):
     assert page.read_text().count("```") == 2 * len(pages.blocks(page))
     for block in pages.blocks(page):
-        assert block.language in ("sh", "python", "text", "bibtex", ""), f"{page.name}, line {block.line}"
+        assert block.language in ("sh", "python", "text", "yaml", "bibtex", ""), f"{page.name}, line {block.line}"
         assert block.language or not re.search("^(python|make|pip) ", block.text, re.MULTILINE), block.text
 
 
