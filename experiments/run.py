@@ -194,11 +194,12 @@ def run(spec: str, scale: str, options: Options, console: rich.console.Console) 
         lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False),
     )
     records = [record_of(trial, outcome) for trial, outcome in zip(planned, outcomes.all(), strict=True)]
+    how = f"--until=decided --most_seeds={options.seeds}" if options.decided else f"--seeds={options.seeds}"
     seconds_by_folder = {
         record["folder"]: outcome.seconds for record, outcome in zip(records, outcomes.all(), strict=True)
     }
     results = {
-        **content(current_study, spec, scale, outcomes, seen),
+        **content(current_study, spec, scale, outcomes, seen, how),
         "looks": [[count, level] for count, level in looks],
         "trials_at_once": place.at_once,
         "seconds_of_training": round(sum(seconds_by_folder.values()), 1),
@@ -216,9 +217,14 @@ def run(spec: str, scale: str, options: Options, console: rich.console.Console) 
 
 
 def content(
-    current_study: study.Study, spec: str, scale: str, outcomes: study.Outcomes, seen: Sequence[sequential.Seen]
+    current_study: study.Study,
+    spec: str,
+    scale: str,
+    outcomes: study.Outcomes,
+    seen: Sequence[sequential.Seen],
+    how: str,
 ) -> dict[str, Any]:
-    """Returns the content of results.json: claims with their verdicts, tables, figures."""
+    """Returns the content of results.json: claims with their verdicts, tables, figures; `how` are flags about seeds."""
     from experiments.study import forest
 
     claims = sequential.records(seen, outcomes)
@@ -229,7 +235,7 @@ def content(
         "title": current_study.title,
         "question": current_study.question,
         "scale": scale,
-        "command": f"python -m experiments.run {spec} --scale={scale}",
+        "command": f"python -m experiments.run {spec} --scale={scale} {how}",
         "verdict": study.overall(claims),
         "would_change": current_study.would_change,
         "claims": claims,

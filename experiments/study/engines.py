@@ -112,6 +112,7 @@ class Workers:
         current: queue.Queue,
         say: Callable[[str], None],
     ):
+        import jax
         import submitit
 
         self._place, self._queue, self._say, self._name = place, current, say, plans.job_name
@@ -128,6 +129,8 @@ class Workers:
         else:
             self._executor = submitit.LocalExecutor(self._folder)
             self._executor.update_parameters(timeout_min=_YEARS)
+        if place.devices:
+            jax.config.update("jax_platforms", "cpu")  # judges of this process leave the accelerators to the workers
 
     def step(self, free: int, held: int) -> None:
         """Starts workers in place of those that have ended, as long as there are trials; then waits a moment."""
@@ -171,6 +174,8 @@ class Workers:
         return f"the workers go on: squeue --name={self._name}; scancel --name={self._name} ends them; "
 
     def stop(self) -> None:
+        if self._work.stays:
+            slurm.cancel_pending(self._name)
         deadline = time.monotonic() + GRACE
         while self._queued() and time.monotonic() < deadline:
             time.sleep(worker.POLL)

@@ -97,13 +97,15 @@ def _launched(
     with plans.lock(launch), command.handling((signal.SIGTERM, signal.SIGINT), signals.note):
         on_slurm = place.on == "slurm"
         stop = f"scancel --name={plans.job_name}" if on_slurm else f"`kill {os.getpid()}` on {queue.host()}"
-        plans.write(launch, plan._replace(stop=stop, versions=summary.versions()))
+        plan = plan._replace(stop=stop, versions=summary.versions())
         here = place.on == "local" and place.at_once == 1
         engine: engines.Engine = (
             engines.Here(plan, current) if here else engines.Workers(plans, launch, lines.path, place, current, say)
         )
         try:
-            yield from _follow(plan, current, engine, signals)
+            for job in _follow(plan, current, engine, signals, lambda: plans.keep(launch, plan)):
+                current.finish(job)  # its worker may have been killed before it could
+                yield job
         except engines.Interrupted as error:
             leave = on_slurm
             raise engines.Interrupted(error.name, engine.hint() * leave) from None
@@ -111,13 +113,21 @@ def _launched(
             if not leave:
                 plans.remove(launch)
                 engine.stop()
-        shutil.rmtree(plans.logs(launch), ignore_errors=True)
+        if not plans.launches():
+            shutil.rmtree(plans.folder, ignore_errors=True)
 
 
 def _follow(
-    plan: queue.Plan, current: queue.Queue, engine: engines.Engine, signals: "_Signals"
+    plan: queue.Plan, current: queue.Queue, engine: engines.Engine, signals: "_Signals", keep: Callable[[], None]
 ) -> Iterator[trials.Job]:
     """Yields the jobs as they finish, and keeps the engine running.
+
+    Args:
+      plan: The plan.
+      current: The queue.
+      engine: The engine.
+      signals: The signal that came.
+      keep: Makes sure that workers see the plan.
 
     Raises:
       UserError, RuntimeError: Trials failed; the others have finished, or none can.
@@ -126,6 +136,7 @@ def _follow(
     """
     left, before = dict(plan.jobs), len(plan.jobs)
     while left:
+        keep()
         current.lines.refresh()
         for name in [name for name, job in left.items() if current.is_done(job)]:
             yield left.pop(name)

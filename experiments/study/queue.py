@@ -90,6 +90,11 @@ class Plans:
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_atomically(self.file(launch), pickle.dumps(plan))
 
+    def keep(self, launch: str, plan: Plan) -> None:
+        """Writes the plan of a launch unless it is there; a launcher elsewhere may have taken this one for dead."""
+        if not self.file(launch).exists():
+            self.write(launch, plan)
+
     def lock(self, launch: str) -> filelock.FileLock:
         """Returns the lock that a launcher holds while it lives; the kernel frees it at its end."""
         return filelock.FileLock(self.file(launch).with_suffix(".lock"), timeout=0)

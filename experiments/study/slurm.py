@@ -1,5 +1,6 @@
 """Slurm, seen from the launcher: options of its jobs, whether it takes them, and which of them it has."""
 
+import getpass
 import re
 import shutil
 import subprocess
@@ -99,6 +100,11 @@ def queued(name: str) -> set[str]:
     if done.returncode:
         raise UserError(f"squeue: {done.stderr.strip()}")
     return set(done.stdout.split())
+
+
+def cancel_pending(name: str) -> None:
+    """Cancels this user's jobs of a name that have not started."""
+    _call("scancel", f"--user={getpass.getuser()}", "--state=PENDING", f"--name={name}")
 
 
 def _call(*arguments: str) -> subprocess.CompletedProcess[str]:

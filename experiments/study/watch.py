@@ -135,7 +135,8 @@ def follow(root: Path, path: Path, console: rich.console.Console) -> None:
                 plan = _merged(plans)
             live.update(view(last, current))
     except KeyboardInterrupt:
-        console.print(f"The workers go on. The same command follows them again; {last.stop} ends them.", soft_wrap=True)
+        text = f"The workers go on. The same command follows them again; {last.stop} ends them."
+        console.print(text, soft_wrap=True, highlight=False)
 
 
 def _merged(plans: queue.Plans) -> queue.Plan | None:
