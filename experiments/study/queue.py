@@ -27,6 +27,8 @@ from train.storage import files
 FOLDER = "queue"  # in the folder of the trials' folders
 SILENT = 60.0  # seconds without a sign of life after which a lease is void
 BEAT = 10.0  # seconds between signs of life
+HELD = 300.0  # seconds for which a lost worker's lock on a folder may outlast its lease: network file systems are slow
+LATER = 10.0  # seconds until a trial whose folder is locked is tried again
 LOST = 20  # a trial fails if so many workers in a row were lost while they ran it, without a new checkpoint
 
 
@@ -147,6 +149,7 @@ class Queue:
         self.folder = root / FOLDER
         self.folder.mkdir(parents=True, exist_ok=True)
         self._leases: dict[str, filelock.SoftFileLease] = {}
+        self._locked: dict[str, tuple[float, float]] = {}  # {trial: (since when, until when it is left alone)}
 
     # -- what has become of a trial --------------------------------------------------------------------------
 
@@ -192,7 +195,8 @@ class Queue:
         if plan.is_late():
             return None
         for name, job in plan.jobs.items():
-            if self.is_over(job, plan) or not self._can_start(job, plan) or not self._acquire(name):
+            is_later = time.monotonic() < self._locked.get(name, (0, 0))[1]
+            if is_later or self.is_over(job, plan) or not self._can_start(job, plan) or not self._acquire(name):
                 continue
             self.lines.refresh()  # another worker may have finished it before the lease was free
             if not self.is_over(job, plan) and self._begin(job):
@@ -248,6 +252,14 @@ class Queue:
         files.write_json(
             self._file(name), {**record, "attempts": 0, "failures": [*record.get("failures", []), failure]}
         )
+
+    def postpone(self, name: str) -> bool:
+        """Leaves a trial alone for a while because its folder is locked; returns False if that has lasted too long."""
+        now = time.monotonic()
+        since = self._locked.get(name, (now, now))[0]
+        self._locked[name] = since, now + LATER
+        files.write_json(self._file(name), {**self.record(name), "attempts": 0})
+        return now < since + HELD
 
     def forget(self, name: str) -> None:
         """Removes the record of a trial."""

@@ -15,6 +15,7 @@ from experiments.study import ledger, queue, trials
 from models import command
 from models.errors import UserError
 from train.recording import summary
+from train.storage import lock
 
 POLL = 0.3  # seconds between looks at a queue without a free trial
 IDLE = 30.0  # seconds without a free trial after which a job of Slurm ends; the launcher starts another one if needed
@@ -95,7 +96,7 @@ def serve(work: Work) -> str:
                 stop.came = True
             elif line:
                 count += 1
-            elif not count:
+            elif line is None and not count:
                 raise UserError(f"{host}: {current.failures(job.folder.name)[-1].text}")
     if stop.came:
         from train.devices import slurm
@@ -114,7 +115,7 @@ def run(current: queue.Queue, job: trials.Job, raises: bool = False) -> dict[str
       raises: Whether a failure is raised instead of being recorded.
 
     Returns:
-      Its line, {"interrupted": signal}, or None if it failed.
+      Its line; {"interrupted": signal}; {} if a lost worker's lock is still on its folder; None if it failed.
     """
     import jax
 
@@ -125,6 +126,8 @@ def run(current: queue.Queue, job: trials.Job, raises: bool = False) -> dict[str
             current.finish(job)
         return line
     except Exception as error:
+        if isinstance(error, lock.HeldError) and current.postpone(name):
+            return {}
         if raises:
             raise
         if isinstance(error, OSError) and error.filename:  # such as a full disk

@@ -16,6 +16,7 @@ from experiments.study import engines, launch, ledger, queue, slurm, trials, wat
 from models.errors import UserError
 from tests.experiments.test_trials import trial
 from tests.tiny import ROOT
+from train.storage import lock
 
 HOLDER = """
 import sys, time
@@ -137,6 +138,22 @@ def test_a_failed_trial_keeps_its_reason_and_blocks_what_starts_from_it(tmp_path
         "waiting": 1,
         "failed": 1,
     }
+
+
+def test_a_folder_that_is_still_locked_is_left_alone_for_a_while(tmp_path, monkeypatch):
+    plan, current = planned(tmp_path, trial(0), trial(1))
+    first, second = names(plan)
+    assert current.take(plan).folder.name == first
+    monkeypatch.setattr(trials, "run", lambda job: lock.Lock(job.folder).acquire())
+    job = plan.jobs[first]
+    job.folder.mkdir()
+    held = lock.Lock(job.folder)
+    held.acquire()
+    assert worker.run(current, job, raises=True) == {} and current.failures(first) == []
+    assert current.take(plan).folder.name == second and current.take(plan) is None
+    monkeypatch.setattr(queue, "HELD", 0.0)
+    assert worker.run(current, job) is None and "is being trained by process" in current.failures(first)[0].text
+    held.release()
 
 
 def test_no_trial_starts_after_the_deadline_of_its_plan(tmp_path):

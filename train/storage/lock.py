@@ -24,6 +24,10 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 WAIT = 0.2  # seconds; a process that is about to end releases its lock within microseconds
 
 
+class HeldError(UserError):
+    """Another process trains in the folder."""
+
+
 class Lock:
     """The right to train in a folder.
 
@@ -40,7 +44,8 @@ class Lock:
         """Acquires the lock; does nothing if this object already holds it.
 
         Raises:
-          UserError: another process holds it (the message says which), or the folder is not writable.
+          HeldError: another process holds it; the message says which.
+          UserError: the folder is not writable.
         """
         if self._lock:
             return
@@ -61,7 +66,7 @@ class Lock:
                 {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")},
             )
         except filelock.Timeout:
-            raise UserError(
+            raise HeldError(
                 f"{self._folder} is being trained by {self._described()}: wait until it ends, or choose "
                 f"another --workdir{hint}"
             ) from None
