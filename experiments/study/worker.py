@@ -87,7 +87,7 @@ def serve(work: Work) -> str:
     with command.handling(SIGNALS, stop.note), stop.when(lambda: not work.stays and not plans.is_live(work.launch)):
         while job := _next(work, plans, current, stop):
             if trials.code_of(job.trial) != job.code:
-                current.release(job.folder.name)
+                current.release(job.name)
                 raise UserError(f"{host}: the code there differs from the launcher's")
             line = run(current, job)
             if line and "interrupted" in line:
@@ -95,7 +95,7 @@ def serve(work: Work) -> str:
             elif line:
                 count += 1
             elif not count:
-                raise UserError(f"{host}: {current.failures(job.folder.name)[-1].text}")
+                raise UserError(f"{host}: {current.failures(job.name)[-1].text}")
     if stop.came:
         from train.devices import slurm
 
@@ -117,7 +117,7 @@ def run(current: queue.Queue, job: trials.Job, raises: bool = False) -> dict[str
     """
     import jax
 
-    name = job.folder.name
+    name = job.name
     try:
         line = trials.after_divergence(job, current.lines) or trials.run(job)
         if "interrupted" not in line:
