@@ -64,6 +64,13 @@ def read_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
     return read()
 
 
+def config_arguments(name: str = "config") -> list[str]:
+    """Returns the arguments --config=FILE.py[:ARGUMENTS] and --config.KEY=VALUE of this process, for `read_config`."""
+    flag = cast(Any, flags.FLAGS[name])
+    overrides = config_flags.get_override_values(flag)
+    return [f"--{name}={flag.config_filename}", *(f"--{name}.{key}={value}" for key, value in overrides.items())]
+
+
 def define_config(
     name: str = "config", registry: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None
 ) -> Callable[[], ml_collections.ConfigDict]:
