@@ -108,7 +108,7 @@ def execute(sweep: plan.Sweep, options: Options, console: rich.console.Console, 
         raise UserError(f"--json={options.json}: it holds the seeds of one setting; sweep seed alone")
     lines, say = ledger.Ledger(folder), functools.partial(console.print, soft_wrap=True, highlight=False, markup=False)
     everything = [trial for setting in sweep.settings for trial in setting.trials(sweep.seeds)]
-    say(f"{len(sweep.settings)} settings, {len(sweep.seeds)} seeds each: {folder}")
+    say(f"{len(sweep.settings)} settings, {len(sweep.seeds)} seed{'s' * (len(sweep.seeds) > 1)} each: {folder}")
     totals = _totals(sweep, options, lines)
     rungs = halving.rungs(options.halving, totals)
     described = halving.describe(rungs, totals) if options.halving else ""

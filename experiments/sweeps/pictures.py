@@ -66,7 +66,7 @@ def _of_grid(points: Sequence[Point], ordered: Sequence[str], metric: Metric) ->
     over = f"mean and standard deviation over seeds{rest}"
     numeric = [name for name in ordered[:2] if all(map(effects.is_number, effects.distinct(points, name)))]
     if not numeric:
-        caption = f"{what} by {' and '.join(ordered[:2])}: {over}."
+        caption = f"{what} by {' and '.join(ordered[:2])}: {over}. The axis need not begin at 0."
         pictures = [Picture("bars", caption, (7.5, 4.2), lambda figure: _bars(figure, points, ordered[:2], metric))]
     else:
         x = max(numeric, key=lambda name: len(effects.distinct(points, name)))
@@ -97,6 +97,7 @@ def _axis(axes: Axes, which: str, points: Sequence[Point], name: str) -> Callabl
     getattr(axes, f"set_{which}label")(name.replace("_", " "))
     if not all(map(effects.is_number, values)):
         getattr(axes, f"set_{which}ticks")(range(len(values)), [str(value) for value in values])
+        getattr(axes, f"set_{which}lim")(-0.5, len(values) - 0.5)
         return values.index
     if effects.is_logarithmic(values):
         getattr(axes, f"set_{which}scale")("log")
@@ -159,8 +160,8 @@ def _heatmap(figure: Figure, points: Sequence[Point], names: Sequence[str], metr
     heat = figures.heatmap(
         axes,
         image,
-        list(map(str, rows)),
-        list(map(str, columns)),
+        [f"{value:g}" if effects.is_number(value) else value for value in rows],
+        [f"{value:g}" if effects.is_number(value) else value for value in columns],
         lambda value: (value < (low + high) / 2) != metric.lower,
         digits=max(0, min(4, 2 - math.floor(math.log10(high - low)))) if high > low else 1,
         cmap="viridis_r" if metric.lower else "viridis",
@@ -184,7 +185,7 @@ def _scatter(points: Sequence[Point], ordered: Sequence[str], metric: Metric) ->
         for panel, name in zip(axes, keys, strict=False):
             place = _axis(panel, "x", points, name)
             places = [place(effects.shown(point.labels[name])) for point in points]
-            figures.errorbars(panel, places, [point.values for point in points], scale, fmt="o", color=BLUE)
+            figures.errorbars(panel, places, [point.values for point in points], scale, linestyle="", color=BLUE)
             figures.finish(panel, ylabel=metric.label)
         if len(keys) > 1:
             panel = axes[-1]

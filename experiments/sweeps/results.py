@@ -159,12 +159,14 @@ def of_seeds(row: Row) -> dict[str, Any]:
     """Returns a setting over its seeds, for a file of results: mean, standard deviation and every run.
 
     Raises:
-      UserError: A seed diverged, there is a single one, or their commits, devices or versions differ.
+      UserError: A seed diverged, there is a single one, there is no accuracy, or commits, devices or versions differ.
     """
     summaries = [outcome.summary for outcome in row.outcomes if outcome.summary]
     if len(summaries) < max(2, len(row.outcomes)):
         raise UserError("--json needs at least 2 seeds, none of which diverged; add e.g. --over seed=0:5")
     first = summaries[0]
+    if "accuracy" not in first:
+        raise UserError("--json is for tasks with an accuracy; results.json has the others")
     environments = [{name: summary[name] for name in ENVIRONMENT} for summary in summaries]
     if any(environment != environments[0] for environment in environments):
         raise UserError("--json: the runs differ in commit, device or versions; choose another --name")

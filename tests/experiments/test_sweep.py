@@ -1,4 +1,4 @@
-"""Tests of sweeps: the space, the checks before anything runs, tables, pictures, successive halving, the best command."""
+"""Tests of sweeps: the space, what is checked before anything runs, tables, pictures, halving, the best command."""
 
 import csv
 import io
@@ -149,19 +149,19 @@ def test_lists_are_split_outside_of_brackets_and_quotes():
 
 
 def test_a_sweep_has_a_row_per_setting_pictures_and_a_command_that_works(base, tmp_path):
-    planned = plan.read(base, ["optimizer.learning_rate=0.01,0.1", "model.norm=batch,none", "seed=0:2"])
+    planned = plan.read(base, ["optimizer.learning_rate=0.01,0.1", "model.norm=batch,none"])
     content, output = execute(planned, tmp_path / "out")
     folder = tmp_path / "out" / "mine"
-    assert "4 settings, 2 seeds each" in output and "8/8" in output
+    assert "4 settings, 1 seed each" in output and "4/4" in output
     assert content == json.loads((folder / "results.json").read_text())
-    assert len((folder / "trials.jsonl").read_text().splitlines()) == 8
+    assert len((folder / "trials.jsonl").read_text().splitlines()) == 4
     rows = content["settings"]
     means = [row["mean"] for row in rows]
     assert means == sorted(means, reverse=True) and content["metric"] == "accuracy"
     for row in rows:
-        values = [run["accuracy"] for run in row["runs"]]
-        assert row["mean"] == pytest.approx(np.mean(values)) and row["std"] == pytest.approx(np.std(values, ddof=1))
-        assert [run["seed"] for run in row["runs"]] == [0, 1] and row["steps"] == 4 and row["diverged"] == 0
+        assert (
+            row["mean"] == row["runs"][0]["accuracy"] and row["steps"] == 4 and not row["std"] and not row["diverged"]
+        )
     with (folder / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [float(line["mean"]) for line in lines] == means and lines[0]["norm"] == rows[0]["setting"]["norm"]
@@ -171,7 +171,7 @@ def test_a_sweep_has_a_row_per_setting_pictures_and_a_command_that_works(base, t
         assert f"]({figure['file']})" in (folder / "results.md").read_text()
     assert output.rstrip().endswith(content["best"]["command"])
     again, output = execute(planned, tmp_path / "out")  # nothing is left, and nothing is checked
-    assert again["settings"] == rows and "8/8" not in output and not list((folder / "trials").glob("*/checkpoints"))
+    assert again["settings"] == rows and "4/4" not in output and not list((folder / "trials").glob("*/checkpoints"))
     words = shlex.split(content["best"]["command"])
     assert words[:3] == ["python", "-m", "train"]
     done = tiny.run(*words[3:-1], f"--workdir={tmp_path / 'best'}")
@@ -196,10 +196,11 @@ def test_a_dry_run_lists_the_settings_and_runs_nothing(base, tmp_path):
 
 def test_seeds_of_one_setting_give_a_file_of_results(base, tmp_path):
     planned = plan.read(base, ["seed=0:2"])
-    execute(planned, tmp_path / "out", json=tmp_path / "seeds.json")
+    (row,) = execute(planned, tmp_path / "out", json=tmp_path / "seeds.json")[0]["settings"]
     content = json.loads((tmp_path / "seeds.json").read_text())
     accuracies = [run["accuracy"] for run in content["runs"]]
-    assert content["accuracy_mean"] == np.mean(accuracies) and content["steps"] == 4
+    assert content["accuracy_mean"] == row["mean"] == np.mean(accuracies) and content["steps"] == 4
+    assert content["accuracy_std"] == row["std"] and [run["seed"] for run in row["runs"]] == [0, 1]
     assert (
         content["accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
         and content["config"]["model"]["width"] == 4
@@ -220,21 +221,20 @@ def test_rungs():
     assert [(rung.settings, rung.steps[0]) for rung in halving.rungs(3, [675] * 10)] == [(10, 75), (3, 225), (1, 0)]
     assert [rung.settings for rung in halving.rungs(2, [100] * 8)] == [8, 4, 2, 1]
     assert halving.rungs(0, [5, 7]) == [halving.Rung(2, [0, 0])]
-    for factor, totals, message in (
-        (3, [675] * 2, "needs at least 3 settings, not 2"), (3, [1] * 9, "1 steps is too short"), (1, [9], "would stop nothing"),
-    ):  # fmt: skip
+    mistakes = {"needs at least 3": (3, [675] * 2), "1 steps is too short": (3, [1] * 9), "stop nothing": (1, [9])}
+    for message, (factor, totals) in mistakes.items():
         with pytest.raises(UserError, match=message):
             halving.rungs(factor, totals)
 
 
 def test_networks_of_halving_equal_those_trained_at_once_to_the_bit(tmp_path):
     arguments = write(tmp_path, duration="12 steps", evaluate_every="100%", checkpoint_every="100%")
-    planned = plan.read(arguments, ["optimizer.learning_rate=0.001,0.1,10.0", "seed=0:2"])
+    planned = plan.read(arguments, ["optimizer.learning_rate=0.001,0.1,10.0"])
     content, output = execute(planned, tmp_path / "out", halving=3, keep=True)
     folder = tmp_path / "out" / "mine"
     assert "rungs: 3 settings to step 4, 1 to 12" in output
     lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
-    assert sorted(line["outcome"]["summary"]["steps"] for line in lines) == [4] * 6 + [12] * 2
+    assert sorted(line["outcome"]["summary"]["steps"] for line in lines) == [4] * 3 + [12]
     best = content["settings"][0]
     assert [row["rungs"] for row in content["settings"]] == [2, 1, 1] and best["steps"] == 12
     first = {
@@ -273,6 +273,32 @@ def test_a_pause_enters_the_address_but_not_the_folder():
     assert trials.address(paused) == f"{trials.address(whole)}@3"
 
 
+# -- Optuna --------------------------------------------------------------------------------------------------
+
+
+def test_optuna_chooses_settings_and_prunes_them_at_their_rungs(base, tmp_path):
+    optuna = pytest.importorskip("optuna")
+    from experiments.sweeps.optuna import objective
+
+    optuna.logging.disable_default_handler()
+    values = {"optimizer.learning_rate": "log(0.01,1)", "model.width": "int(3,4)", "model.norm": "batch,none"}
+    optimized = optuna.create_study(
+        direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=1.1, n_warmup_steps=3)
+    )
+    optimized.optimize(objective(base, values, tmp_path / "out", rungs=[2]), n_trials=1)
+    (first,) = optimized.trials
+    lines = [json.loads(line) for line in (tmp_path / "out" / "trials.jsonl").read_text().splitlines()]
+    assert first.state.name == "COMPLETE" and first.intermediate_values.keys() == {2}
+    assert [line["outcome"]["summary"]["steps"] for line in lines] == [2, 4]
+    assert [line["outcome"]["summary"]["accuracy"] for line in lines] == [first.intermediate_values[2], first.value]
+    assert lines[0]["labels"]["norm"] == first.params["model.norm"]
+    pruned = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=1.1))
+    pruned.enqueue_trial(first.params)
+    pruned.optimize(objective(base, values, tmp_path / "out", rungs=[2]), n_trials=1)
+    assert pruned.trials[0].state.name == "PRUNED" and pruned.trials[0].intermediate_values == first.intermediate_values
+    assert len((tmp_path / "out" / "trials.jsonl").read_text().splitlines()) == 2  # nothing ran again
+
+
 # -- metrics and pictures ------------------------------------------------------------------------------------
 
 
@@ -302,8 +328,8 @@ def world(overs, values, seeds=3, random=0, rungs=1):
         value = values(**{name.replace(".", "_"): one for name, one in setting.labels.items()})
         groups = [
             [
-                outcome({**setting.labels, "seed": seed}, accuracy=value - 0.1 / step + generator.normal(0, 0.01), loss=2 - value,
-                        parameters=1000, mult_adds=10**6, steps=75 * step, seconds=3.0)
+                outcome({**setting.labels, "seed": seed}, accuracy=value - 0.1 / step + generator.normal(0, 0.01),
+                        loss=2 - value, parameters=1000, mult_adds=10**6, steps=75 * step, seconds=3.0)
                 for seed in range(seeds)
             ]
             for step in 3 ** np.arange(rungs if value > 0.9 else 1)
@@ -313,15 +339,30 @@ def world(overs, values, seeds=3, random=0, rungs=1):
 
 
 RATES = "optimizer.learning_rate=0.03,0.1,0.3,1.0"
-WORLDS = {
-    "number": ([RATES], lambda learning_rate: 0.95 - 0.1 * abs(np.log10(learning_rate) + 1), 0, ["lines"]),
-    "names": (["model.norm=batch,group:8,none"], lambda norm: 0.9 + 0.01 * len(norm), 0, ["bars"]),
-    "two": ([RATES, "model.norm=batch,group:8"], lambda learning_rate, norm: 0.9 - 0.1 * learning_rate * (norm == "batch"), 0, ["lines", "heatmap"]),
-    "two_names": (["model.act=relu,gelu", "model.norm=batch,group:8,none"], lambda act, norm: 0.9 + 0.01 * len(norm) + 0.02 * (act == "gelu"), 0, ["bars", "heatmap"]),
-    "three": ([RATES, "model.norm=batch,group:8", "model.width=8,16,32"], lambda learning_rate, norm, width: 0.8 - 0.1 * learning_rate + 0.003 * width + 0.01 * (norm == "batch"), 0, ["lines", "heatmap"]),
-    "random_one": (["optimizer.learning_rate=log(1e-3,1)"], lambda learning_rate: 0.95 - 0.1 * abs(np.log10(learning_rate) + 1), 20, ["scatter"]),
-    "random": (["optimizer.learning_rate=log(1e-3,1)", "model.width=int(8,64)", "model.norm=batch,group:8"], lambda learning_rate, width, norm: 0.95 - 0.1 * abs(np.log10(learning_rate) + 1) + 0.001 * width, 40, ["scatter"]),
-}  # fmt: skip
+NORMS, WIDTHS, DRAWN = "model.norm=batch,group:8", "model.width=8,16,32", "optimizer.learning_rate=log(1e-3,1)"
+
+
+def peak(learning_rate, width=0, norm=""):
+    return 0.95 - 0.1 * abs(np.log10(learning_rate) + 1) + 0.001 * width
+
+
+def slope(learning_rate, width=0, norm="batch"):
+    return 0.8 - 0.1 * learning_rate + 0.003 * width + 0.01 * (norm == "batch")
+
+
+def by_name(norm, act="relu"):
+    return 0.9 + 0.01 * len(norm) + 0.02 * (act == "gelu")
+
+
+WORLDS = {  # values of keys, accuracy, number of draws, names of the pictures
+    "number": ([RATES], peak, 0, ["lines", "halving"]),
+    "names": (["model.norm=batch,group:8,none"], by_name, 0, ["bars"]),
+    "two": ([RATES, NORMS], slope, 0, ["lines", "heatmap"]),
+    "two_names": (["model.act=relu,gelu", "model.norm=batch,group:8,none"], by_name, 0, ["bars", "heatmap"]),
+    "three": ([RATES, NORMS, WIDTHS], slope, 0, ["lines", "heatmap"]),
+    "random_one": ([DRAWN], peak, 20, ["scatter"]),
+    "random": ([DRAWN, "model.width=int(8,64)", NORMS], peak, 40, ["scatter"]),
+}
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -330,7 +371,6 @@ def test_pictures_and_tables(name, tmp_path):
     planned, found = world(overs, values, random=random, rungs=1 if name != "number" else 3)
     accuracy = metric.Metric("accuracy")
     files = pictures.write(tmp_path, pictures.choose(found, list(planned.keys), accuracy, bool(random)))
-    expected = [*expected, *(["halving"] if name == "number" else [])]
     assert [file["file"] for file in files] == [f"{one}.png" for one in expected]
     for file in files:
         assert_not_blank(tmp_path / file["file"])
