@@ -5,8 +5,6 @@ import multiprocessing
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import ml_collections
-
 from experiments import study
 from experiments.sweeps import space
 from models.errors import UserError
@@ -24,12 +22,12 @@ class Setting(NamedTuple):
     Attributes:
       labels: {short name of a key: value}.
       texts: {key: value as the command line takes it}.
-      config: The complete config.
+      config: The complete config, a ConfigDict.
     """
 
     labels: Mapping[str, Any]
     texts: space.Texts
-    config: ml_collections.ConfigDict
+    config: Any
 
     @property
     def name(self) -> str:
@@ -71,7 +69,8 @@ def read(arguments: Sequence[str], overs: Sequence[str], random: int = 0, random
       UserError: A value does not have the type of its key, a key or a value is there twice, or there are too many
         trials.
     """
-    base, (keys, seeds) = cli.read_config(arguments), space.read(overs)
+    base: Any = cli.read_config(arguments)
+    keys, seeds = space.read(overs)
     for key in [*(key.path for key in keys), *(["seed"] if seeds else [])]:
         if any(argument.startswith(f"--config.{key}=") for argument in arguments):
             raise UserError(f"--over {key}: --config.{key} sets it, too; leave one of them out")
@@ -126,7 +125,7 @@ def short_names(paths: Sequence[str], config: configs.Config) -> dict[str, str]:
     return {path: last if ends.count(last := path.rpartition(".")[2]) == 1 else path for path in paths}
 
 
-def _with(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def _with(config: Any, changes: Mapping[str, Any]) -> Any:
     """Returns a copy of a config with other values of some keys."""
     config = config.copy_and_resolve_references()
     for path, value in changes.items():

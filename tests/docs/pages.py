@@ -88,6 +88,14 @@ def flags(module):
         return None
     path = ROOT / module.replace(".", "/")
     path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    names = _defined(path)
+    if "flags" in names:  # launch.define_flags
+        names |= {*_defined(ROOT / "experiments" / "study" / "launch.py"), "partition", "time", "gres"}
+    return names | {"help"}
+
+
+def _defined(path):
+    """Returns the names of the flags that a file defines."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
@@ -95,7 +103,7 @@ def flags(module):
         name = ast.unparse(node.func).rpartition(".")[2]
         if re.match(r"define|DEFINE", name):
             names.add(node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else name[7:])
-    return names | {"help"}
+    return names
 
 
 @functools.cache

@@ -278,7 +278,7 @@ def test_a_pause_enters_the_address_but_not_the_folder():
 
 def test_optuna_chooses_settings_and_prunes_them_at_their_rungs(base, tmp_path):
     optuna = pytest.importorskip("optuna")
-    from experiments.sweeps.optuna import objective
+    from experiments.sweeps.optuna_search import objective
 
     optuna.logging.disable_default_handler()
     values = {"optimizer.learning_rate": "log(0.01,1)", "model.width": "int(3,4)", "model.norm": "batch,none"}
