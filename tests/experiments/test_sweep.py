@@ -17,7 +17,7 @@ from experiments.study import trials
 from experiments.sweeps import effects, halving, metric, pictures, plan, results, space
 from models.errors import UserError
 from tests import tiny
-from train import loop
+from train import cli, loop
 from train.storage import checkpoint
 
 TINY = "from tests import tiny\ndef get_config(text=''):\n    return tiny.config({})\n"
@@ -173,11 +173,21 @@ def test_a_sweep_has_a_row_per_setting_pictures_and_a_command_that_works(base, t
     again, output = execute(planned, tmp_path / "out")  # nothing is left, and nothing is checked
     assert again["settings"] == rows and "4/4" not in output and not list((folder / "trials").glob("*/checkpoints"))
     words = shlex.split(content["best"]["command"])
-    assert words[:3] == ["python", "-m", "train"]
+    assert words[:3] == ["python", "-m", "train"] and words[-1] == "--workdir=runs/mine-best"
+    best = next(setting for setting in planned.settings if setting.labels == content["best"]["setting"])
+    assert cli.read_config(words[3:-1]).to_dict() == best.trials([0])[0].config.to_dict()
+
+
+@pytest.mark.full
+def test_the_best_command_gives_the_accuracy_of_its_trial(tmp_path):
+    base = [*write(tmp_path, duration="4 steps"), "--config.optimizer.warmup=0 steps", "--config.data.mean=(0.4,)"]
+    planned = plan.read(base, ["optimizer.name=sgd(momentum=0.9, nesterov=True)", "seed=3"])
+    content, _ = execute(planned, tmp_path / "out")
+    words = shlex.split(content["best"]["command"])
     done = tiny.run(*words[3:-1], f"--workdir={tmp_path / 'best'}")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "best" / "summary.json").read_text())
-    assert summary["accuracy"] == pytest.approx(rows[0]["runs"][0]["accuracy"], abs=0.02)
+    assert summary["accuracy"] == pytest.approx(content["settings"][0]["mean"], abs=0.02) and summary["seed"] == 3
 
 
 def assert_not_blank(path):
@@ -229,35 +239,30 @@ def test_rungs():
 
 def test_networks_of_halving_equal_those_trained_at_once_to_the_bit(tmp_path):
     arguments = write(tmp_path, duration="12 steps", evaluate_every="100%", checkpoint_every="100%")
-    planned = plan.read(arguments, ["optimizer.learning_rate=0.001,0.1,10.0"])
-    content, output = execute(planned, tmp_path / "out", halving=3, keep=True)
+    planned = plan.read(arguments, ["optimizer.learning_rate=0.001,0.1"])
+    content, output = execute(planned, tmp_path / "out", halving=2, keep=True)
     folder = tmp_path / "out" / "mine"
-    assert "rungs: 3 settings to step 4, 1 to 12" in output
+    assert "rungs: 2 settings to step 6, 1 to 12" in output
     lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
-    assert sorted(line["outcome"]["summary"]["steps"] for line in lines) == [4] * 3 + [12]
-    best = content["settings"][0]
-    assert [row["rungs"] for row in content["settings"]] == [2, 1, 1] and best["steps"] == 12
-    first = {
-        row: [line for line in lines if line["trial"].endswith("@4") and line["labels"]["learning_rate"] == row]
-        for row in (0.001, 0.1, 10.0)
-    }
-    means = {row: np.mean([line["outcome"]["summary"]["accuracy"] for line in group]) for row, group in first.items()}
-    assert means[best["setting"]["learning_rate"]] == max(means.values())
-    setting = next(one for one in planned.settings if one.labels == best["setting"])
-    for trial in setting.trials(planned.seeds):
-        loop.train(trial.config, tmp_path / "once")
-        (ours, _), (once, _) = (
-            checkpoint.read(path) for path in (folder / "trials" / trials.address(trial), tmp_path / "once")
-        )
-        tiny.assert_same(ours, once)
-        (tmp_path / "once").rename(tmp_path / f"once{trial.config.seed}")
+    first = {line["labels"]["learning_rate"]: line["outcome"]["summary"] for line in lines[:2]}
+    assert [line["outcome"]["summary"]["steps"] for line in lines] == [6, 6, 12]
+    best, other = content["settings"]
+    assert (best["rungs"], best["steps"], other["rungs"], other["steps"]) == (2, 12, 1, 6)
+    accuracies = [first[row["setting"]["learning_rate"]]["accuracy"] for row in (best, other)]
+    assert accuracies == sorted(accuracies, reverse=True) and other["mean"] == accuracies[1]
+    (trial,) = next(one for one in planned.settings if one.labels == best["setting"]).trials([0])
+    loop.train(trial.config, tmp_path / "once")
+    folders = folder / "trials" / trials.address(trial), tmp_path / "once"
+    tiny.assert_same(*(checkpoint.read(path)[0] for path in folders))
     assert_not_blank(folder / "halving.png")
-    again, output = execute(planned, tmp_path / "out", halving=3)
-    assert again["settings"] == content["settings"] and "/" not in output.split("1 to 12")[1].split("Settings")[0]
+    again, output = execute(planned, tmp_path / "out", halving=2)
+    assert (
+        again["settings"] == content["settings"] and "accuracy" not in output.split("1 to 12")[1].split("Settings")[0]
+    )
 
 
 def test_a_pause_is_not_an_end(tmp_path):
-    config = tiny.config(hooks="figures")
+    config = tiny.config()
     paused = loop.train(config, tmp_path / "run", until=5)  # within a dispatch of two steps
     assert paused["steps"] == 6 and not (tmp_path / "run" / "summary.json").exists()
     assert loop.train(config, tmp_path / "run", until=5)["loss"] == paused["loss"]  # as after a kill
