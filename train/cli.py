@@ -23,14 +23,14 @@ def run(main: Callable[..., int | None], usage: str, positional: bool = False) -
     command.run(main, usage, positional, parse=_parse)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses the flags and returns the other arguments.
+def _parse(argv: Sequence[str], registry: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Parses the flags of a registry and returns the other arguments.
 
     Raises:
       UserError: A flag or a config file is wrong.
     """
     try:
-        return flags.FLAGS(argv)
+        return registry(argv)
     except flags.Error as error:
         if section := _SECTION.search(str(error)):
             key, value = section.groups()
@@ -52,11 +52,37 @@ def _key(argument: str) -> str:
     return argument.partition("=")[0].partition(".")[2]
 
 
-def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDict]:
+def read_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
+    """Returns the config of the arguments --config=FILE.py[:ARGUMENTS] and --config.KEY=VALUE, as commands read them.
+
+    Raises:
+      UserError: A value does not have the type of its key, or the file is wrong.
+    """
+    registry, argv = flags.FlagValues(), ["", *arguments]
+    read = define_config(registry=registry, argv=argv)
+    _parse(argv, registry)
+    return read()
+
+
+def config_arguments(name: str = "config") -> list[str]:
+    """Returns the arguments --config=FILE.py[:ARGUMENTS] and --config.KEY=VALUE of this process, for `read_config`."""
+    flag = cast(Any, flags.FLAGS[name])
+    overrides = config_flags.get_override_values(flag)
+    return [f"--{name}={flag.config_filename}", *(f"--{name}.{key}={value}" for key, value in overrides.items())]
+
+
+def define_config(
+    name: str = "config", registry: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None
+) -> Callable[[], ml_collections.ConfigDict]:
     """Defines --config=FILE.py[:ARGUMENTS] with --config.KEY=VALUE, and returns its reader.
 
     The reader returns the config once flags are parsed. A key that the file does not set is accepted here, because it
     may be a field of the model; setting up a run refuses keys that nothing reads (`train.setup.config.Reader`).
+
+    Args:
+      name: Name of the flag.
+      registry: Flags to add it to.
+      argv: Arguments that will be parsed; None for those of this process.
     """
     holder = config_flags.DEFINE_config_file(
         name,
@@ -65,8 +91,10 @@ def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDic
         f"--{name}.KEY=VALUE changes one key, e.g. --{name}.optimizer.learning_rate=0.05.",
         lock_config=False,
         accept_new_attributes=True,
+        flag_values=registry,
+        sys_argv=argv,
     )
-    parser = flags.FLAGS[name].parser
+    parser = registry[name].parser
     parse = parser.parse
 
     def parse_python_file(argument: str) -> Any:
@@ -90,7 +118,7 @@ def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDic
     def read() -> ml_collections.ConfigDict:
         if holder.value is None and not holder.present:
             raise UserError(f"--{name} is missing, e.g. --{name}=configs/digits.py")
-        path = cast(Any, flags.FLAGS[name]).config_filename.split(":")[0]
+        path = cast(Any, registry[name]).config_filename.split(":")[0]
         if not os.path.isfile(path):
             raise UserError(f"--{name}={path}: there is no such file")
         if not isinstance(holder.value, ml_collections.ConfigDict):

@@ -1,6 +1,7 @@
 """The training loop: every experiment, task, pruning run and study goes through `train`."""
 
 import hashlib
+import itertools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ def train(
     console: rich.console.Console | None = None,
     started: float | None = None,
     extend: bool = False,
+    until: int = 0,
 ) -> dict[str, Any]:
     """Trains and evaluates the run that `config` describes, or resumes it where it was interrupted.
 
@@ -40,13 +42,16 @@ def train(
       console: shows progress; None for silence.
       started: when the process started, by time.time(); by default, the call. All seconds of the summary count from it.
       extend: whether the run in `workdir` is trained on to a longer `config.duration`, with its optimizer's state.
+      until: step at which the run pauses, or rather the end of the dispatch that reaches it: it is evaluated and saved,
+        and a later call goes on to the same bits. 0 for the end of the training.
 
     Returns:
-      The summary, as in summary.json; or {"interrupted": signal, "step": …} if SIGTERM or SIGINT ended the run early.
+      The summary, as in summary.json, which a paused run does not write; or {"interrupted": signal, "step": …} if
+      SIGTERM or SIGINT ended the run early.
 
     Raises:
-      UserError: the config is invalid, the workdir belongs to another config or process, the loss is not finite, or
-        the disk is full.
+      UserError: the config is invalid, the workdir belongs to another config or process, it is beyond `until`, the loss
+        is not finite, or the disk is full.
     """
     started = started or time.time()
     console = console or rich.console.Console(quiet=True)
@@ -61,6 +66,9 @@ def train(
         (saved, finished), state = multihost.from_primary(
             lambda: _resume(run, folder, record, console, extend), run.state
         )
+        end = min(until or run.total, run.total)
+        if end < run.total and saved["step"] >= end + run.config["steps_per_call"]:
+            raise UserError(f"{folder.path} is at step {saved['step']}, beyond {end}, where it should pause: delete it")
         if finished:
             _say(
                 console,
@@ -68,7 +76,7 @@ def train(
                 "--config.duration trains on)",
             )
             return finished
-        return _Training(run, folder, record, console, saved, state, started).finish()
+        return _Training(run, folder, record, console, saved, state, started, end).finish()
 
 
 def _say(console: rich.console.Console, line: str) -> None:
@@ -135,6 +143,7 @@ class _Training:
       saved: the JSON of the newest checkpoint.
       state: the state of that checkpoint, as numpy arrays.
       started: when the process started, by time.time().
+      end: the step at which this process ends; before the last one, the run pauses.
     """
 
     def __init__(
@@ -146,12 +155,13 @@ class _Training:
         saved: Mapping[str, Any],
         state: TrainState,
         started: float,
+        end: int,
     ):
         self._run, self._folder, self._record = run, folder, record
         self._is_primary = jax.process_index() == 0  # only the primary process reads and writes the workdir
         self._state, self._done = run.parallel.place(state), saved["step"]
         self._results: dict[str, Any] = {}  # results of the evaluation after step `_done`, if there was one
-        self._started = started
+        self._started, self._end = started, end
         self._began = started - saved["seconds"]  # as if earlier, interrupted processes had been part of this one
         self._recorder = Recorder(
             folder.path if self._is_primary else None,
@@ -165,11 +175,12 @@ class _Training:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Trains to the end; returns the result of `train`."""
+        """Trains to the end, or to the pause; returns the result of `train`."""
         run, recorder = self._run, self._recorder
+        calls = itertools.takewhile(lambda _: self._done < self._end, run.feed.calls(self._done, run.total))
         try:
             with Interruption() as interruption:
-                for number, (count, items) in enumerate(run.feed.calls(self._done, run.total)):
+                for number, (count, items) in enumerate(calls):
                     self._state, metrics = run.train_call(self._state, run.feed.data, items)
                     recorder.add(count, metrics)
                     interrupted = interruption.noted(number)
@@ -186,10 +197,8 @@ class _Training:
         """Evaluates and saves if due after a dispatch of `count` steps; returns whether either was due."""
         run, before = self._run, self._done
         self._done, self._results = before + count, {}
-        is_last = self._done == run.total
-        due = {
-            name: is_last or (every > 0 and self._done // every > before // every) for name, every in run.every.items()
-        }
+        is_last, ends = self._done == run.total, self._done >= self._end
+        due = {name: ends or (every > 0 and self._done // every > before // every) for name, every in run.every.items()}
         if not (due["evaluate"] or due["checkpoint"] or interrupted):
             return False
         self._recorder.flush()  # raises if the loss is not finite, before anything is evaluated or saved
@@ -217,15 +226,18 @@ class _Training:
         return {"interrupted": interrupted, "step": self._done}
 
     def _conclude(self) -> dict[str, Any]:
-        """Writes the summary and the files of the hooks; returns the summary."""
-        run, recorder = self._run, self._recorder
+        """Writes the summary and the files of the hooks, unless the run pauses; returns the summary."""
+        run, recorder, is_last = self._run, self._recorder, self._done == self._run.total
         if self._is_primary:
             self._folder.checkpoints.wait()
         # There are no results yet if an earlier process was killed between the last checkpoint and the summary.
-        results = self._results or run.evaluate(self._state, last=True)
+        results = self._results or run.evaluate(self._state, last=is_last)
         result = summary.create(
-            run, results, seconds=time.time() - self._began, recorder=recorder, started=self._started
+            run, results, steps=self._done, seconds=time.time() - self._began, recorder=recorder, started=self._started
         )
+        if not is_last:
+            recorder.say(f"paused: saved at step {self._done} of {run.total}")
+            return result
         if skipped := run.feed.skipped_line():
             recorder.say(f"warning: {skipped}")
         recorder.close()

@@ -13,7 +13,7 @@ USAGE = """Builds a self-contained page of all results, report/index.html, and t
     python -m experiments.report --readme=README.md         and the generated blocks of that file
     python -m experiments.report --docs=docs                and those of a folder, configs.md and models.md (minutes)
 
-Reads the files that `experiments.run`, `experiments.seeds`, `experiments.bench`, `experiments.bench.costs` and the
+Reads the files that `experiments.run`, `experiments.sweep`, `experiments.bench`, `experiments.bench.costs` and the
 check of weights have written under --results, and trains nothing. The page names missing results with their command.
 """
 

@@ -28,9 +28,7 @@ from train.storage.files import read_json
 
 COSTS = "python -m experiments.bench.costs --out=experiments/results/costs"
 BENCH = "python -m experiments.bench"
-SEEDS = (
-    "python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds --out=experiments/results/digits.json"
-)
+SEEDS = "python -m experiments.sweep --config=configs/digits.py --over seed=0:5 --json=experiments/results/digits.json"
 PARITY = "PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.check_weights"
 FUZZ = "make fuzz"
 DATES = ("finished", "measured")  # keys that hold the time of a result

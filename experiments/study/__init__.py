@@ -62,6 +62,7 @@ class Trial(NamedTuple):
         results are stored under their names.
       start: The trial whose trained network this one starts from (config.init_from is set to its folder). It runs
         first, even if it is not among the study's trials.
+      until: Step at which training pauses, in the folder in which the trial without it goes on; 0 for its end.
     """
 
     labels: Mapping[str, Any]
@@ -69,6 +70,7 @@ class Trial(NamedTuple):
     train: bool = True
     measures: Sequence[Measure] = ()
     start: "Trial | None" = None
+    until: int = 0
 
 
 class Outcome(NamedTuple):

@@ -86,7 +86,7 @@ class Here:
         try:
             line = worker.run(self._queue, job, raises=True) or {}
         except UserError as error:
-            raise UserError(f"{job.folder.name}: {error}") from error
+            raise UserError(f"{job.name}: {error}") from error
         if "interrupted" in line:
             raise Interrupted(line["interrupted"])
 

@@ -103,6 +103,7 @@ def heatmap(
     columns: Sequence[str],
     dark: Callable[[float], bool],
     fontsize: float | None = None,
+    digits: int = 1,
     **style: Any,
 ) -> AxesImage:
     """Draws a heat map with its numbers, white where `dark(value)`, and returns it for a colorbar."""
@@ -110,7 +111,7 @@ def heatmap(
     for y, row in enumerate(image):
         for x, value in enumerate(row):
             color = "white" if dark(value) else "black"
-            axes.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=fontsize, color=color)
+            axes.text(x, y, f"{value:.{digits}f}", ha="center", va="center", fontsize=fontsize, color=color)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     return heat

@@ -74,9 +74,9 @@ def run_all(
         plan = queue.Plan(jobs, 2 if place.on == "slurm" else 1, deadline)
         with _bar(console, len(jobs)) as show:
             for count, job in enumerate(_launched(plan, lines, root, place, console.print), 1):
-                if job.ledger and (line := lines.get(job.folder.name, job.code)):
-                    have[job.folder.name] = line
-                show(count, job.trial, have.get(job.folder.name))
+                if job.ledger and (line := lines.get(job.name, job.code)):
+                    have[job.name] = line
+                show(count, job.trial, have.get(job.name))
     pairs = [(trial.labels, have[trials.address(trial)]) for trial in planned]
     return [study.Outcome(labels, **line["outcome"], seconds=line["seconds"]) for labels, line in pairs]
 

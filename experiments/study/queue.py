@@ -157,7 +157,7 @@ class Queue:
         """Returns whether the ledger has the trial's line; without a ledger, whether its network is there."""
         if job.ledger is None:
             return (job.folder / "summary.json").exists()
-        line = self.lines.get(job.folder.name, job.code)
+        line = self.lines.get(job.name, job.code)
         return line is not None and trials.is_whole(line, job.trial)
 
     def failures(self, name: str) -> list[Failure]:
@@ -206,7 +206,7 @@ class Queue:
 
     def is_over(self, job: Job, plan: Plan) -> bool:
         """Returns whether a trial is done or has failed too often."""
-        return self.is_done(job) or len(self.failures(job.folder.name)) >= plan.attempts
+        return self.is_done(job) or len(self.failures(job.name)) >= plan.attempts
 
     def _can_start(self, job: Job, plan: Plan) -> bool:
         if job.trial.start is None:
@@ -236,13 +236,13 @@ class Queue:
 
     def _begin(self, job: Job) -> bool:
         """Records the start of an attempt; a failure instead if too many workers in a row were lost at it."""
-        before, step = self.record(job.folder.name), _last_step(job.folder)
+        before, step = self.record(job.name), _last_step(job.folder)
         count = before.get("attempts", 0) * (before.get("step") == step) + 1
         record = {"host": host(), "pid": os.getpid(), "since": time.time(), "attempts": count, "step": step}
-        files.write_json(self._file(job.folder.name), {**record, "failures": before.get("failures", [])})
+        files.write_json(self._file(job.name), {**record, "failures": before.get("failures", [])})
         if count > LOST:
             text = f"{LOST} workers in a row were lost while they ran it, the last on {before['host']}: out of memory?"
-            self.fail(job.folder.name, UserError(text), "")
+            self.fail(job.name, UserError(text), "")
         return count <= LOST
 
     def fail(self, name: str, error: Exception, trace: str) -> None:
@@ -271,7 +271,7 @@ class Queue:
 
     def finish(self, job: Job) -> None:
         """Removes the record of a finished trial, and its folder unless it stays; call it before `release`."""
-        self.forget(job.folder.name)
+        self.forget(job.name)
         if not job.keep:
             shutil.rmtree(job.folder, ignore_errors=True)
 

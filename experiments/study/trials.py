@@ -40,9 +40,23 @@ class Job(NamedTuple):
     code: str
     keep: bool = True
 
+    @property
+    def name(self) -> str:
+        """The trial's address."""
+        return self.folder.name + _pause(self.trial)
+
 
 def address(trial: study.Trial) -> str:
-    """Returns the name of the trial's folder: the model and a digest of the config. Equal configs share a folder."""
+    """Returns the name of the trial in the ledger: the model, a digest of the config, and where it pauses."""
+    return folder_name(trial) + _pause(trial)
+
+
+def _pause(trial: study.Trial) -> str:
+    return f"@{trial.until}" if trial.until else ""
+
+
+def folder_name(trial: study.Trial) -> str:
+    """Returns the name of the trial's folder. Trials with equal configs share it, also if some of them pause."""
     from train.storage import workdir
 
     config = workdir.plain(trial.config)
@@ -79,11 +93,11 @@ def run(job: Job) -> dict[str, Any]:
     config = trial.config.copy_and_resolve_references()
     config.devices = config.devices or 1  # not all of this host's: batch norm would depend on their number
     if trial.start:
-        config.init_from = str((folder.parent / address(trial.start)).resolve())
+        config.init_from = str((folder.parent / folder_name(trial.start)).resolve())
     outcome: dict[str, Any] = {"summary": None, "diverged": None, "history": {}, "measured": {}}
     if trial.train:
         try:
-            outcome["summary"] = loop.train(config, folder)
+            outcome["summary"] = loop.train(config, folder, until=trial.until)
         except recorder.NonFiniteError as error:
             outcome["diverged"] = str(error).split(";")[0]
         if "interrupted" in (outcome["summary"] or {}):
@@ -193,7 +207,7 @@ def left(
         if name not in have:
             for start in starts(trial):
                 _add_start(work, address(start), start, root, have)
-            work[name] = Job(trial, root / name, lines.path, code_of(trial))
+            work[name] = Job(trial, root / folder_name(trial), lines.path, code_of(trial))
     needed = {address(start) for job in work.values() for start in starts(job.trial)}
     return {name: job._replace(keep=keep or name in needed) for name, job in work.items()}
 

@@ -46,7 +46,7 @@ def rows(plan: queue.Plan, current: queue.Queue) -> list[Row]:
 
 
 def _row(job: trials.Job, plan: queue.Plan, current: queue.Queue) -> Row:
-    name = job.folder.name
+    name = job.name
     labels = ", ".join(f"{key} {value}" for key, value in job.trial.labels.items())
     if failures := current.failures(name)[plan.attempts - 1 :]:
         return Row(name, labels, "failed", failures[-1].host, progress=failures[-1].text.strip().splitlines()[-1])

@@ -89,7 +89,7 @@ def serve(work: Work) -> str:
     with command.handling(SIGNALS, stop.note), stop.when(lambda: not work.stays and not plans.is_live(work.launch)):
         while job := _next(work, plans, current, stop):
             if why := _difference(job, plans, work):
-                current.release(job.folder.name)
+                current.release(job.name)
                 raise UserError(f"{host}: {why}")
             line = run(current, job)
             if line and "interrupted" in line:
@@ -97,7 +97,7 @@ def serve(work: Work) -> str:
             elif line:
                 count += 1
             elif line is None and not count:
-                raise UserError(f"{host}: {current.failures(job.folder.name)[-1].text}")
+                raise UserError(f"{host}: {current.failures(job.name)[-1].text}")
     if stop.came:
         from train.devices import slurm
 
@@ -119,7 +119,7 @@ def run(current: queue.Queue, job: trials.Job, raises: bool = False) -> dict[str
     """
     import jax
 
-    name = job.folder.name
+    name = job.name
     try:
         line = trials.after_divergence(job, current.lines) or trials.run(job)
         if "interrupted" not in line:

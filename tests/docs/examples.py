@@ -90,8 +90,16 @@ python -m experiments.samples
     run     --out=drawn
 python -m experiments.samples --out=samples
     run
-python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds --out=experiments/results/digits.json
-    run     --seeds=2; --config.duration="2 steps"
+python -m experiments.sweep --config=configs/digits.py --over optimizer.learning_rate=0.05,0.1,0.2 --over seed=0:3
+    run     0.05,0.1,0.2 -> 0.05,0.1; seed=0:3 -> seed=0:2; --config.duration="2 steps"
+python -m experiments.sweep --config=configs/cifar10.py:resnet20 --over model.norm=batch,group:8 --on=slurm
+    parse   needs Slurm; test_sweep.py
+python -m experiments.sweep --config=configs/digits.py --over 'optimizer.learning_rate=log(1e-3,1)' --random=50
+    run     --random=50 -> --random=2; --config.duration="2 steps"
+python -m experiments.sweep --config=configs/digits.py --over model.width=8,16,32 --halving=3 --dry_run
+    run
+python -m experiments.sweep --config=configs/digits.py --over seed=0:5 --json=experiments/results/digits.json
+    run     seed=0:5 -> seed=0:2; --config.duration="2 steps"
 python -m experiments.study.simulate
     parse   minutes; test_evidence.py
 python -m experiments.study.simulate --rounds=400 --markdown

@@ -59,7 +59,7 @@ def test_the_table_has_every_example():
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "arguments", ["experiments.bench --quikc", "experiments.seeds --config=configs/no.py", "train x"]
+    "arguments", ["experiments.bench --quikc", "experiments.sweep --config=configs/no.py", "train x"]
 )
 def test_a_wrong_example_is_noticed(arguments, tmp_path):
     assert read(arguments.split(), tmp_path).returncode

@@ -107,14 +107,17 @@ def test_a_picture_that_fails_is_a_warning_and_the_run_is_finished(tmp_path, mon
     "module",
     [
         "train", "train.export", "train.adaptive", "train.probe", "train.predict", "experiments.explain",
-        "experiments.run", "experiments.seeds",
+        "experiments.run", "experiments.sweep",
     ],
 )  # fmt: skip
 def test_paths_may_begin_with_a_tilde(module, tmp_path):
     """Checks each path flag: the command expands it, then fails with an error that names the expanded path."""
-    flag = {"train.predict": "--out=~/nowhere/x.png", "train.probe": "--cache=~/x", "experiments.run": "--out=~/x"}.get(
-        module, "--workdir=~/nowhere"
-    )
+    flag = {
+        "train.predict": "--out=~/nowhere/x.png",
+        "train.probe": "--cache=~/x",
+        "experiments.run": "--out=~/x",
+        "experiments.sweep": "--out=~/x",
+    }.get(module, "--workdir=~/nowhere")
     script = (
         f"import sys; sys.argv = ['x', {flag!r}]\n"
         f"import runpy; from absl import flags; from train import cli\n"

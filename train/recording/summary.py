@@ -111,7 +111,7 @@ def versions() -> dict[str, str]:
 
 
 def create(
-    run: "Run", results: Mapping[str, Any], *, seconds: float, recorder: "Recorder", started: float
+    run: "Run", results: Mapping[str, Any], *, steps: int, seconds: float, recorder: "Recorder", started: float
 ) -> dict[str, Any]:
     """Returns the content of summary.json.
 
@@ -121,8 +121,9 @@ def create(
     the duration of all steps at the speed of this process, without that first dispatch, evaluation and saving.
 
     Args:
-      run: the finished run.
-      results: metrics on the test set at the end.
+      run: the run, finished or paused.
+      results: metrics on the test set after these steps.
+      steps: steps that were trained; fewer than those of the run if it pauses.
       seconds: duration of all processes that trained in the workdir, each from its start.
       recorder: measured the speed.
       started: when the process started, by time.time().
@@ -138,7 +139,7 @@ def create(
         f"skipped_{unit}": {**run.feed.skipped, "test": run.feed.test_size() - count},  # of all processes
         "parameters": cost.params,
         "mult_adds": cost.mult_adds,
-        "steps": run.total,
+        "steps": steps,
         "seconds": round(seconds, 2),
         "training_seconds": round(recorder.training_seconds, 2) if speed == speed else None,
         "seconds_to_first_step": round(first - started, 2) if first else None,
