@@ -98,7 +98,7 @@ def flags(module):
         name = ast.unparse(node.func).rpartition(".")[2]
         if re.match(r"define|DEFINE", name):
             names.add(node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else name[7:])
-    return names
+    return names | {"help"}
 
 
 @functools.cache
