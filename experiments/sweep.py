@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import rich.console
 from absl import flags
 
-from experiments import run, study
-from experiments.study import engines, launch, ledger, trials
+from experiments import study
+from experiments.study import engines, launch, ledger, page, trials
 from experiments.sweeps import halving, plan, results
 from experiments.sweeps import metric as metrics
 from models import command
@@ -103,7 +103,7 @@ def execute(sweep: plan.Sweep, options: Options, console: rich.console.Console, 
     Raises:
       UserError: A setting cannot be trained, a trial failed, or a signal interrupted it.
     """
-    start, folder = time.time(), run.writable(options.out / options.name)
+    start, folder = time.time(), page.writable(options.out / options.name)
     if options.json and len(sweep.settings) > 1:
         raise UserError(f"--json={options.json}: it holds the seeds of one setting; sweep seed alone")
     lines, say = ledger.Ledger(folder), functools.partial(console.print, soft_wrap=True, highlight=False, markup=False)
@@ -184,7 +184,7 @@ def _write(
         "figures": pictures.write(folder, pictures.choose(reached, list(sweep.keys), metric, is_random)),
         "seconds_of_training": round(sum(outcome.seconds for outcome in outcomes), 1),
         "seconds_of_this_command": round(time.time() - start, 1),
-        "environments": run.environments(study.Outcomes(outcomes)),
+        "environments": page.environments(study.Outcomes(outcomes)),
         "config": plain(cli.read_config(sweep.arguments)),
     }
     write_json(folder / "results.json", content)
