@@ -56,12 +56,21 @@ def study(tmp_path):
     return write
 
 
+def command(path, *flags):
+    """Returns the command of a launcher; its results go beside the study's file."""
+    places = (f"--workdir={path.parent / 'runs'}", f"--out={path.parent / 'out'}")
+    return [sys.executable, "-m", "experiments.run", str(path), *places, *flags]
+
+
+def environment(running):
+    return {**running.environment, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "COLUMNS": "200"}
+
+
 def start(running, path, *flags):
-    """Starts a launcher; its results go beside the study's file."""
-    command = [sys.executable, "-m", "experiments.run", str(path), f"--workdir={path.parent / 'runs'}", *flags]
+    """Starts a launcher."""
     return subprocess.Popen(
-        [*command, f"--out={path.parent / 'out'}"],
-        env={**running.environment, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "COLUMNS": "200"},
+        command(path, *flags),
+        env=environment(running),
         cwd=tiny.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
