@@ -364,12 +364,14 @@ def all_of(*parts: Evidence) -> Evidence:
 
 def given(condition: Evidence, statement: Evidence) -> Evidence:
     """Returns the evidence for a statement that is meaningful only if a condition holds."""
+    decides = min(statement.p_for, statement.p_against) < condition.p_for
     return dataclasses.replace(
         statement,
         p_for=max(condition.p_for, statement.p_for),
         p_against=max(condition.p_for, statement.p_against),
         test=" and ".join(dict.fromkeys(part.test for part in (condition, statement) if part.test)),
         seeds=max((one.seeds for one in (condition, statement) if one.seeds is not None), default=None),
+        note="its premise is not shown here" if decides and condition.p_for > ALPHA else statement.note,
     )
 
 

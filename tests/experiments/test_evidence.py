@@ -126,6 +126,8 @@ def test_a_condition_must_hold_before_a_statement_counts():
     sure, never = evidence.holds(True), evidence.holds(False)
     statement = evidence.Evidence(0.5, 1e-4)
     assert verdicts.decide([evidence.given(sure, statement)]) == [False]
+    assert evidence.given(sure, statement).note == ""
+    assert evidence.given(never, statement).note == "its premise is not shown here"
     assert (
         verdicts.decide([evidence.given(never, statement)])
         == [None]
