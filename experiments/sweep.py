@@ -109,7 +109,7 @@ def execute(sweep: plan.Sweep, options: Options, console: rich.console.Console, 
     lines, say = ledger.Ledger(folder), functools.partial(console.print, soft_wrap=True, highlight=False, markup=False)
     everything = [trial for setting in sweep.settings for trial in setting.trials(sweep.seeds)]
     say(f"{len(sweep.settings)} settings, {len(sweep.seeds)} seed{'s' * (len(sweep.seeds) > 1)} each: {folder}")
-    totals = _totals(sweep, options, lines)
+    totals = _totals(sweep, options, lines, folder / "checked.json")
     rungs = halving.rungs(options.halving, totals)
     described = halving.describe(rungs, totals) if options.halving else ""
     if described:
@@ -143,11 +143,12 @@ def execute(sweep: plan.Sweep, options: Options, console: rich.console.Console, 
     return content
 
 
-def _totals(sweep: plan.Sweep, options: Options, lines: ledger.Ledger) -> list[int]:
+def _totals(sweep: plan.Sweep, options: Options, lines: ledger.Ledger, file: Path) -> list[int]:
     """Checks the settings that are not finished, all of them for halving; returns their steps, 0 for the others."""
     merged = [trials.merged(setting.trials(sweep.seeds)) for setting in sweep.settings]
     done = [len(trials.finished(one, lines, options.accept)) == len(one) and not options.halving for one in merged]
-    steps = iter(plan.check([setting for setting, over in zip(sweep.settings, done, strict=True) if not over]))
+    left = [setting for setting, over in zip(sweep.settings, done, strict=True) if not over]
+    steps = iter(plan.check(left, file))
     return [0 if over else next(steps) for over in done]
 
 
@@ -175,8 +176,8 @@ def _write(
     metric = metrics.choose(outcomes, options.metric)
     rows = results.rows(reached, metric)
     tables = [results.table(rows, sweep, metric), *results.tables_by_key(reached, sweep, metric)]
-    for table in tables:
-        console.print(terminal_table(table.columns, table.rows, table.title, len(sweep.keys) or 1))
+    for table in (results.narrow(tables[0], len(sweep.keys)), *tables[1:]):
+        console.print(terminal_table(table.columns, table.rows, table.title, len(sweep.keys)))
     is_random = any(key.kind for key in sweep.keys.values())
     content = {
         **about,

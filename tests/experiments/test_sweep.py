@@ -111,6 +111,18 @@ def test_what_a_setting_breaks_is_said_with_its_name(base, tmp_path):
     assert not list((tmp_path / "out").rglob("trials.jsonl"))
 
 
+def test_checks_are_remembered(base, tmp_path, monkeypatch):
+    settings, file = plan.read(base, ["model.norm=batch,group:3"]).settings, tmp_path / "checked.json"
+    with pytest.raises(UserError, match="norm=group:3: .* not divisible"):
+        plan.check(settings, file)
+    assert plan.check(settings[:1], file) == [4] and len(json.loads(file.read_text())) == 1
+    monkeypatch.setattr(plan, "steps_of", lambda setting: 7)
+    assert plan.check(settings, file) == [4, 7]
+    monkeypatch.setattr(trials, "code_of", lambda trial: "other")
+    file.write_text("damaged")
+    assert plan.check(settings, file) == [7, 7]
+
+
 def test_draws_are_the_same_in_every_process_and_within_their_bounds(base):
     overs = [
         "optimizer.learning_rate=log(1e-3,1)",
@@ -320,7 +332,7 @@ def test_the_metric_is_what_the_summaries_have():
     with pytest.raises(UserError, match="all 2 trials diverged: the loss is nan"):
         metric.choose([outcome({}), outcome({})])
     accuracy, loss = metric.Metric("accuracy"), metric.Metric("loss")
-    assert accuracy.spread(both) == "55.00 ± 7.07 %" and loss.spread(both[:1]) == "2"
+    assert accuracy.spread(both) == "55.00 ± 7.07" and loss.spread(both[:1]) == "2"
     assert accuracy.key(both[1:]) < accuracy.key(both[:1]) and loss.key(both[1:]) < loss.key(both[:1])
     assert accuracy.key(both[:1]) < accuracy.key([both[1], outcome({})]) < accuracy.key([outcome({})] * 2)
 
@@ -403,4 +415,5 @@ def test_all_seeds_that_diverged_leave_a_row_and_no_picture(tmp_path):
     assert table.rows[-1][:4] == ["batch", "—", 3, 3] and rows[0].setting.labels["norm"] == "group:8"
     record = results.content(rows, planned, accuracy, "x")["settings"][-1]
     assert record["mean"] is None and record["runs"][0]["diverged"] == "the loss is nan"
-    assert pictures.write(tmp_path, pictures.choose(found, ["norm"], accuracy, False))
+    (picture,) = pictures.write(tmp_path, pictures.choose(found, ["norm"], accuracy, False))
+    assert picture["caption"].endswith("Seeds that diverged are left out.")
