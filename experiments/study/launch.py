@@ -24,6 +24,8 @@ from models import command
 from models.errors import UserError
 from models.kernels import runtime
 
+flags.disclaim_key_flags()  # absl assigns flags that are defined here to the calling command, so that --help lists them
+
 
 class OutOfTime(UserError):
     """An end of the time budget before the last trial started."""
