@@ -107,47 +107,40 @@ def execute(sweep: plan.Sweep, options: Options, console: rich.console.Console, 
     if options.json and len(sweep.settings) > 1:
         raise UserError(f"--json={options.json}: it holds the seeds of one setting; sweep seed alone")
     lines, say = ledger.Ledger(folder), functools.partial(console.print, soft_wrap=True, highlight=False, markup=False)
-    everything = [trial for setting in sweep.settings for trial in setting.trials(sweep.seeds)]
-    say(f"{len(sweep.settings)} settings, {len(sweep.seeds)} seed{'s' * (len(sweep.seeds) > 1)} each: {folder}")
-    totals = _totals(sweep, options, lines)
+    counts = {"setting": len(sweep.settings), "seed": len(sweep.seeds)}
+    settings, seeds = (f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
+    say(f"{settings}, {seeds} each: {folder}")
+    place = options.choose([trial for setting in sweep.settings for trial in setting.trials(sweep.seeds)], lines)
+    totals = _totals(sweep, options, lines, folder / "checked.json")
     rungs = halving.rungs(options.halving, totals)
     described = halving.describe(rungs, totals) if options.halving else ""
-    if described:
-        say(described)
-    place = options.choose(everything, lines)
+    say(described, end="\n" * bool(described))
     if options.dry:
-        first = [
-            trial
-            for setting, step in zip(sweep.settings, rungs[0].steps, strict=True)
-            for trial in setting.trials(sweep.seeds, step)
-        ]
         _list_settings(sweep, console)
-        say(launch.preview(first, lines, place, options.accept) + " (first rung)" * bool(described))
+        pairs = zip(sweep.settings, rungs[0].steps, strict=True)
+        first = [trial for setting, step in pairs for trial in setting.trials(sweep.seeds, step)]
+        say(launch.preview(first, lines, place, options.accept) + " of the first rung" * bool(described))
         return {}
-    run_all = functools.partial(
-        launch.run_all, lines=lines, root=folder / "trials", place=place, console=console, accept=options.accept
-    )
+
+    def run_all(planned: Sequence[study.Trial], keep: bool) -> list[study.Outcome]:
+        return launch.run_all(planned, lines, folder / "trials", place, console, options.accept, keep=keep)
+
+    metric = functools.partial(metrics.choose, name=options.metric)
     reached = halving.run(
-        sweep.settings,
-        sweep.seeds,
-        rungs,
-        lambda planned, keep: run_all(planned, keep=keep),
-        functools.partial(metrics.choose, name=options.metric),
-        folder / "trials",
-        options.keep,
+        sweep.settings, sweep.seeds, rungs, run_all, metric, root=folder / "trials", keep=options.keep
     )
     about = {"name": options.name, "command": text, "rungs": described}
     content = _write(sweep, options, reached, folder, about, start, console)
-    say(f"written to {folder}")
-    say(content["best"]["command"])
+    say(f"written to {folder}\n{content['best']['command']}")
     return content
 
 
-def _totals(sweep: plan.Sweep, options: Options, lines: ledger.Ledger) -> list[int]:
+def _totals(sweep: plan.Sweep, options: Options, lines: ledger.Ledger, file: Path) -> list[int]:
     """Checks the settings that are not finished, all of them for halving; returns their steps, 0 for the others."""
     merged = [trials.merged(setting.trials(sweep.seeds)) for setting in sweep.settings]
     done = [len(trials.finished(one, lines, options.accept)) == len(one) and not options.halving for one in merged]
-    steps = iter(plan.check([setting for setting, over in zip(sweep.settings, done, strict=True) if not over]))
+    left = [setting for setting, over in zip(sweep.settings, done, strict=True) if not over]
+    steps = iter(plan.check(left, file))
     return [0 if over else next(steps) for over in done]
 
 
@@ -175,8 +168,8 @@ def _write(
     metric = metrics.choose(outcomes, options.metric)
     rows = results.rows(reached, metric)
     tables = [results.table(rows, sweep, metric), *results.tables_by_key(reached, sweep, metric)]
-    for table in tables:
-        console.print(terminal_table(table.columns, table.rows, table.title, len(sweep.keys) or 1))
+    for table in (results.narrow(tables[0], len(sweep.keys)), *tables[1:]):
+        console.print(terminal_table(table.columns, table.rows, table.title, len(sweep.keys)))
     is_random = any(key.kind for key in sweep.keys.values())
     content = {
         **about,

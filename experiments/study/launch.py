@@ -25,6 +25,8 @@ from models.errors import UserError
 from models.kernels import runtime
 from train.recording import summary
 
+flags.disclaim_key_flags()  # absl assigns flags that are defined here to the calling command, so that --help lists them
+
 
 class OutOfTime(UserError):
     """An end of the time budget before the last trial started."""

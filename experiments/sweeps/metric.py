@@ -48,17 +48,16 @@ class Metric(NamedTuple):
         return diverged, math.inf if math.isnan(value) else value if self.lower else -value
 
     def text(self, value: float) -> str:
-        """Returns a value for people: "97.22 %", "0.0312"; "—" for NaN."""
+        """Returns a value for people, in the unit of `label`; "—" for NaN."""
         if math.isnan(value):
             return "—"
-        return f"{100 * value:.2f} %" if self.is_share else f"{value:.4g}"
+        return f"{100 * value:.2f}" if self.is_share else f"{value:.4g}"
 
     def spread(self, outcomes: Sequence[Outcome]) -> str:
         """Returns mean and standard deviation over seeds, for people; the latter only if there are several seeds."""
         values = self.values(outcomes)
-        if len(finite(values)) < 2:
-            return self.text(mean(values))
-        return f"{self.text(mean(values)).removesuffix(' %')} ± {self.text(deviation(values))}"
+        several = len(finite(values)) > 1
+        return self.text(mean(values)) + (f" ± {self.text(deviation(values))}" if several else "")
 
 
 def choose(outcomes: Sequence[Outcome], name: str = "") -> Metric:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.study import figures
-from experiments.study.verdicts import finite, mean
+from experiments.study.verdicts import deviation, finite, mean
 from experiments.sweeps import effects
 from experiments.sweeps.effects import Point
 from experiments.sweeps.halving import Result
@@ -45,7 +45,8 @@ def write(folder: Path, pictures: Sequence[Picture]) -> list[dict[str, str]]:
 
 def choose(results: Sequence[Result], names: Sequence[str], metric: Metric, is_random: bool) -> list[Picture]:
     """Returns the pictures of a sweep: by its key, or by the two keys that matter most."""
-    points = [point for point in effects.points(results, metric) if finite(point.values)]
+    every = effects.points(results, metric)
+    points = [point for point in every if finite(point.values)]
     ordered = effects.by_importance(points, names)
     pictures = []
     if ordered and points:
@@ -53,7 +54,8 @@ def choose(results: Sequence[Result], names: Sequence[str], metric: Metric, is_r
     if max(len(result.rungs) for result in results) > 1:
         caption = f"{_first_upper(metric.label)} of each setting at the rungs; the best setting in color."
         pictures.append(Picture("halving", caption, (7.0, 4.2), lambda figure: _halving(figure, results, metric)))
-    return pictures
+    diverged = any(len(finite(point.values)) < len(point.values) for point in every)
+    return [one._replace(caption=one.caption + " Seeds that diverged are left out." * diverged) for one in pictures]
 
 
 def _first_upper(text: str) -> str:
@@ -108,20 +110,34 @@ def _axis(axes: Axes, which: str, points: Sequence[Point], name: str) -> Callabl
 
 
 def _lines(figure: Figure, points: Sequence[Point], names: Sequence[str], metric: Metric) -> None:
-    """Draws the metric by a numeric key: a line with error bars for each value of the other key, and every seed."""
+    """Draws the metric by a numeric key: a line for each value of the other key, its spread, and every seed."""
     axes, (x, *others) = figure.subplots(), names
-    places = effects.distinct(points, x)
+    places, scale = effects.distinct(points, x), _scale(metric)
     _axis(axes, "x", points, x)
     lines = effects.distinct(points, others[0]) if others else [None]
     for i, line in enumerate(lines):
         color = COLORS[i] if len(lines) <= len(COLORS) else colormaps["viridis"](i / (len(lines) - 1))
         runs = [_values(points, **{x: place, **({others[0]: line} if others else {})}) for place in places]
-        label = f"{others[0].replace('_', ' ')} {line}" if others else None
-        figures.errorbars(axes, places, runs, _scale(metric), color=color, label=label)
+        if others:  # error bars would cover each other
+            _band(axes, places, runs, scale, color, f"{others[0].replace('_', ' ')} {line}")
+        else:
+            figures.errorbars(axes, places, runs, scale, color=color)
         for place, values in zip(places, runs, strict=True):
-            dots = [_scale(metric) * value for value in finite(values)]
+            dots = [scale * value for value in finite(values)]
             axes.plot([place] * len(dots), dots, ".", color=color, alpha=0.6, markersize=4)
-    figures.finish(axes, ylabel=metric.label, legend={"fontsize": 9} if others else None)
+    figures.finish(axes, ylabel=metric.label, legend={"fontsize": 9 if len(lines) <= 8 else 7} if others else None)
+
+
+def _band(
+    axes: Axes, places: Sequence[float], runs: Sequence[Sequence[float]], scale: float, color: Any, label: str
+) -> None:
+    """Draws means as a line, and standard deviations as a band around it."""
+    kept = [(place, run) for place, run in zip(places, runs, strict=True) if finite(run)]
+    x, means = [place for place, _ in kept], [scale * mean(run) for _, run in kept]
+    widths = [scale * deviation(run) for _, run in kept]
+    axes.plot(x, means, color=color, label=label, marker="o", markersize=4, linewidth=1.4)
+    low, high = ([m + sign * w for m, w in zip(means, widths, strict=True)] for sign in (-1, 1))
+    axes.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
 
 
 def _bars(figure: Figure, points: Sequence[Point], names: Sequence[str], metric: Metric) -> None:

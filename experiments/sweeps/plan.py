@@ -1,16 +1,20 @@
 """The plan of a sweep: its settings as complete configs, checked before anything runs, and their trials."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import study
+from experiments.study import trials
 from experiments.sweeps import space
 from models.errors import UserError
 from models.kernels import runtime
 from train import cli
 from train.setup import config as configs
+from train.storage import files
 
 MOST = 10_000  # trials of a sweep
 FEW = 8  # settings that are checked in this process, if it computes on the CPU
@@ -140,25 +144,44 @@ def _with(config: Any, changes: Mapping[str, Any]) -> Any:
 # -- checking ------------------------------------------------------------------------------------------------
 
 
-def check(settings: Sequence[Setting]) -> list[int]:
+def check(settings: Sequence[Setting], file: Path) -> list[int]:
     """Builds each setting's run, as training does, and returns the numbers of steps.
 
     Other processes do so on the CPU if this one would take the memory of an accelerator, or if there are many.
 
+    Args:
+      settings: The settings.
+      file: JSON file that remembers the checks, for the next launch of the sweep with the same code.
+
     Raises:
       UserError: A setting cannot be trained; the text names it.
     """
+    known: dict[str, int] = {}
+    with contextlib.suppress(UserError, FileNotFoundError):
+        known = files.read_json(file)
+    names = [f"{trials.folder_name(trial)} {trials.code_of(trial)}" for (trial,) in (s.trials([0]) for s in settings)]
+    left = {name: setting for name, setting in zip(names, settings, strict=True) if name not in known}
+    try:
+        for name, steps in zip(left, _steps(list(left.values())), strict=False):
+            known[name] = steps
+    finally:
+        files.write_json(file, known)
+    return [known[name] for name in names]
+
+
+def _steps(settings: Sequence[Setting]) -> Iterator[int]:
+    """Yields the steps of each setting."""
     if len(settings) <= FEW and runtime.computes_on_cpu():
-        return list(map(steps_of, settings))
+        yield from map(steps_of, settings)
+        return
     devices = max(setting.config.devices or 1 for setting in settings)
     with concurrent.futures.ProcessPoolExecutor(
         min(runtime.cores(), len(settings), FEW), multiprocessing.get_context("spawn"), _on_cpu, (devices,)
     ) as pool:
         try:
-            return list(pool.map(steps_of, settings))
-        except UserError:
+            yield from pool.map(steps_of, settings)
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _on_cpu(devices: int) -> None:

@@ -55,14 +55,28 @@ def rows(results: Sequence[Result], metric: Metric) -> list[Row]:
 
 def table(sorted_rows: Sequence[Row], sweep: Sweep, metric: Metric) -> study.Table:
     """Returns the table of the settings."""
-    columns = [*sweep.keys, metric.name.replace("_", " "), "seeds", "diverged", "params", "mult-adds", "steps", "s"]
+    columns = [*sweep.keys, metric.label, "seeds", "diverged", "params", "mult-adds", "steps", "s"]
     lines = []
     for row in sorted_rows:
         parameters, mult_adds, steps = (row.number(name) or 0 for name in SHARED)
         cells = [metric.spread(row.outcomes), len(row.outcomes), _diverged(row)]
-        costs = [short(parameters).strip(), short(mult_adds).strip(), f"{steps:,}", f"{row.seconds():.1f}"]
+        costs = [
+            short(parameters).strip() or "—",
+            short(mult_adds).strip() or "—",
+            f"{steps:,}",
+            f"{row.seconds():.1f}",
+        ]
         lines.append([*map(effects.shown, row.setting.labels.values()), *cells, *costs])
     return study.Table("Settings, the best first", columns, lines)
+
+
+def narrow(whole: study.Table, keys: int) -> study.Table:
+    """Returns a table without the columns that are the same in every row, except the first `keys` ones."""
+    varies = [i <= keys or len({row[i] for row in whole.rows}) > 1 for i in range(len(whole.columns))]
+    columns, *lines = (
+        [cell for cell, shown in zip(row, varies, strict=True) if shown] for row in (whole.columns, *whole.rows)
+    )
+    return study.Table(whole.title, columns, lines)
 
 
 def _diverged(row: Row) -> int:
@@ -77,7 +91,7 @@ def tables_by_key(results: Sequence[Result], sweep: Sweep, metric: Metric) -> li
     for name in ordered[2:]:
         groups = effects.groups(points, name)
         lines = [[value, metric.text(statistics.mean(means)), len(means)] for value, means in groups.items()]
-        tables.append(study.Table(f"By {name}", [name, f"mean {metric.name.replace('_', ' ')}", "settings"], lines))
+        tables.append(study.Table(f"By {name}", [name, f"mean {metric.label}", "settings"], lines))
     return tables
 
 
