@@ -68,7 +68,10 @@ class Engine(Protocol):
         ...
 
     def stop(self) -> None:
-        """Waits until the workers have saved their trials and ended; the plan is gone."""
+        """Makes sure that no other worker starts; the plan is gone, so that the others end."""
+
+    def wait(self) -> None:
+        """Waits until the workers have saved their trials and ended."""
 
 
 class Here:
@@ -97,6 +100,9 @@ class Here:
         return ""
 
     def stop(self) -> None:
+        pass
+
+    def wait(self) -> None:
         pass
 
 
@@ -176,6 +182,8 @@ class Workers:
     def stop(self) -> None:
         if self._work.stays:
             slurm.cancel_pending(self._name)
+
+    def wait(self) -> None:
         deadline = time.monotonic() + GRACE
         while self._queued() and time.monotonic() < deadline:
             time.sleep(worker.POLL)

@@ -95,7 +95,7 @@ def _launched(
         if not plans.is_live(other):
             plans.remove(other)  # its launcher was killed; this plan has its trials, too
     plans.folder.mkdir(parents=True, exist_ok=True)
-    signals, leave = _Signals(), False
+    signals = _Signals()
     with plans.lock(launch), command.handling((signal.SIGTERM, signal.SIGINT), signals.note):
         on_slurm = place.on == "slurm"
         stop = f"scancel --name={plans.job_name}" if on_slurm else f"`kill {os.getpid()}` on {queue.host()}"
@@ -108,13 +108,15 @@ def _launched(
             for job in _follow(plan, current, engine, signals, lambda: plans.keep(launch, plan)):
                 current.finish(job)  # its worker may have been killed before it could
                 yield job
-        except engines.Interrupted as error:
-            leave = on_slurm
-            raise engines.Interrupted(error.name, engine.hint() * leave) from None
-        finally:
-            if not leave:
-                plans.remove(launch)
-                engine.stop()
+        except BaseException as error:
+            if isinstance(error, engines.Interrupted) and on_slurm:
+                raise engines.Interrupted(error.name, engine.hint()) from None
+            plans.remove(launch)
+            engine.stop()
+            engine.wait()
+            raise
+        plans.remove(launch)
+        engine.stop()  # idle workers end by themselves
         if not plans.launches():
             shutil.rmtree(plans.folder, ignore_errors=True)
 
