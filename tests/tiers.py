@@ -70,7 +70,7 @@ models/test_registry.py
     test_parameters_and_logits_of_every_network                    24  the other networks of a family
     test_every_field_changes_something                             30  models/test_FAMILY.py, test_parity.py
     test_every_kernel_is_drawn_by_init                              8  test_any_network.py
-    test_the_training_pass_for_a_gpu_has_no_transposes_and_no_float32_products    8  test_dtype_reaches_…
+    test_the_training_pass_for_an_accelerator_is_that_of_no_cpu    16  test_dtype_reaches_…
     test_dtype_reaches_every_convolution_and_product               12  the other families
     test_networks_without_norm_normalize_nothing                   12  the other families
 models/weights/test_layouts.py

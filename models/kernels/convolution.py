@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.kernels import lowerings, native
-from models.kernels.tracing import custom_vjp, plain_wanted
+from models.kernels.tracing import custom_vjp, plain_wanted, platform
 
 # Channels of a block of merged groups. Larger blocks need more arithmetic, at a higher speed up to about this size.
 _BLOCK_CHANNELS = 32
@@ -129,9 +129,9 @@ def conv2d(
     lowerings.output_sizes(x.shape[1:3], kernel.shape[:2], strides, padding, dilation)
     name = "plain"
     if not plain_wanted():
-        if jax.default_backend() == "cpu":
+        if platform() == "cpu":
             kernel, padding = _without_dead_taps(x.shape, kernel, strides, padding, dilation)
-        shapes = (x.shape, kernel.shape, strides, padding, dilation, groups, jax.default_backend(), x.dtype)
+        shapes = (x.shape, kernel.shape, strides, padding, dilation, groups, platform(), x.dtype)
         name = chosen_lowering(*shapes, compiled=True)
         if name == "native" and not native.available():
             name = chosen_lowering(*shapes, compiled=False)
@@ -192,7 +192,7 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     On a CPU, conv.cc computes the gradient of a small kernel if it supports the shape. This gradient is a product of
     two narrow and very long matrices. For 16 to 96 channels at 112x112, batch 8, conv.cc takes 3 ms instead of 41.
     """
-    if plain_wanted() or jax.default_backend() != "cpu":
+    if plain_wanted() or platform() != "cpu":
         return jnp.matmul(x, kernel)
     return _product(x, kernel)
 
@@ -204,7 +204,7 @@ def unfused(x: jax.Array) -> jax.Array:
     the second (VGG-16's classifier: 1150 -> 40 ms; DenseNet-121 forward, 32x32, batch 64: 53 -> 50 ms), or GELU in a
     slower way (ConvNeXt-T forward, 32x32, batch 64: 128 -> 109 ms).
     """
-    if plain_wanted() or jax.default_backend() != "cpu":
+    if plain_wanted() or platform() != "cpu":
         return x
     return lax.reduce_precision(x, jnp.finfo(x.dtype).nexp, jnp.finfo(x.dtype).nmant)
 

@@ -1,4 +1,4 @@
-"""Settings for tracing a program: the lowerings of its layers, and which derivatives they have.
+"""Settings for tracing a program: its platform, the lowerings of its layers, and which derivatives they have.
 
 Layers have custom gradients for speed and memory (`custom_vjp`), which JAX uses only in reverse mode. `jax.jvp` and
 `jax.hessian` need programs that are traced within `lowering("forward_mode")`.
@@ -16,7 +16,30 @@ from jax.interpreters import ad, batching, mlir
 from models.errors import UserError, choice_error
 
 LOWERINGS = ("auto", "plain", "packed", "onnx", "forward_mode")
+PLATFORMS = ("cpu", "gpu", "tpu")
 _lowering = jax.make_user_context("auto")
+_platform = jax.make_user_context("")
+
+
+@contextlib.contextmanager
+def for_platform(name: str) -> Iterator[None]:
+    """Traces programs for another platform than JAX's backend, within the context: they are compiled, but not run.
+
+    Args:
+      name: "cpu", "gpu" or "tpu".
+
+    Raises:
+      UserError: The name is unknown.
+    """
+    if name not in PLATFORMS:
+        raise choice_error("platform", name, PLATFORMS)
+    with _platform(name):
+        yield
+
+
+def platform() -> str:
+    """Returns the platform for which a program is traced: "cpu", "gpu" or "tpu"; JAX's backend by default."""
+    return _platform.value or jax.default_backend()
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 
 from models import plugins
 from models.errors import UserError, choice_error
+from models.kernels.tracing import platform
 
 _scaled = nn.initializers.variance_scaling
 # Standard deviation of a standard normal distribution truncated at -2 and 2.
@@ -92,7 +93,7 @@ def jit_once(function: Callable) -> Callable:
     On a CPU, LLVM's optimization of random draws takes 5 times as long as the rest of the compilation, and much longer
     than it saves in one run.
     """
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    options = {"xla_backend_optimization_level": 0} if platform() == "cpu" else None
     return jax.jit(function, compiler_options=options)
 
 

@@ -26,6 +26,7 @@ from jax import lax
 
 from models.kernels import lowerings, native
 from models.kernels.convolution import Padding, Pair, conv2d, product
+from models.kernels.tracing import platform
 
 WORD = 32
 _VECTOR = 16  # filters of a vector in kernels/signs.cc
@@ -158,7 +159,7 @@ def _sums(x, kernel, strides, padding, dilation):
     """Returns the sums of products of signs, float32 [N, H', W', D]."""
     size, features = kernel.bits.shape[:2], kernel.scale.shape[0]
     shape = lowerings.output_sizes(x.shape[1:3], size, strides, padding, dilation)
-    if jax.default_backend() == "cpu" and 0 not in (*x.shape, features) and native.available():
+    if platform() == "cpu" and 0 not in (*x.shape, features) and native.available():
         x, shape = x.astype(jnp.float32), (x.shape[0], *shape, features)
         return native.call("conv_signs", x, kernel.bits, shape, 1, strides, padding, dilation)
     bits, channels = kernel.bits[..., :features], x.shape[-1]

@@ -12,6 +12,7 @@ import pytest
 
 import models
 from models.errors import UserError
+from models.kernels import tracing
 from models.kernels.tracing import lowering
 from models.layers.conv import Conv, Dense
 from models.layers.endpoint import capture
@@ -248,9 +249,15 @@ def test_dtype_reaches_every_convolution_and_product(kind):
     assert products and all(atom.aval.dtype == jnp.bfloat16 for eqn in products for atom in eqn.invars)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SMALL if kind not in ("swin", "vit", "vit_c")])
-def test_the_training_pass_for_a_gpu_has_no_transposes_and_no_float32_products(kind):
-    """Lowers value and gradient in bfloat16 for CUDA. Attention is left out: there it is a cuDNN kernel."""
+ATTENTION = ("swin", "vit", "vit_c")  # their heads are transposed; on a GPU, tests/models/test_derivatives.py
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_training_pass_for_an_accelerator_is_that_of_no_cpu(kind, platform):
+    """Lowers value and gradient in bfloat16: no transposed activations, no float32 products, no calls of our code."""
+    if kind in ATTENTION and platform == "gpu":
+        pytest.skip("a cuDNN kernel")
     model, images = small(kind, dtype="bfloat16"), jax.ShapeDtypeStruct((11, 32, 32, 3), jnp.bfloat16)
 
     def loss(params, state, images):
@@ -259,14 +266,18 @@ def test_the_training_pass_for_a_gpu_has_no_transposes_and_no_float32_products(k
         )
         return logits.mean()
 
-    with lowering("plain"):
+    with tracing.for_platform(platform):
         state = dict(jax.eval_shape(model.init, jax.random.key(0), images))
         traced = jax.jit(jax.value_and_grad(loss)).trace(state.pop("params"), state, images)
-    lines = traced.lower(lowering_platforms=("cuda",)).as_text().splitlines()
+        lowered = traced.lower(lowering_platforms=({"gpu": "cuda"}.get(platform, platform),))
+    lines = lowered.as_text().splitlines()
     of_examples = [line for line in lines if "stablehlo.transpose" in line and re.search("[<x]11x", line)]
-    assert not of_examples
+    assert kind in ATTENTION or not of_examples
     products = [line for line in lines if "stablehlo.convolution" in line or "stablehlo.dot_general" in line]
     assert products and not any("f32" in line.split("->")[-2] for line in products)
+    assert not any("custom_call" in line for line in lines)
+    convolutions = sum("stablehlo.convolution" in line for line in products)
+    assert (convolutions > 0) == (layer_calls(model)["conv"] > 0)
 
 
 @pytest.mark.parametrize("family", PERTURBED)

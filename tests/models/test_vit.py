@@ -10,6 +10,7 @@ import models
 from models import weights
 from models.analysis.cost import analyze
 from models.errors import UserError
+from models.kernels import tracing
 from models.layers.attention import attend
 from models.layers.conv import Conv
 from models.layers.endpoint import capture
@@ -193,8 +194,9 @@ def test_attention_by_hand():
     np.testing.assert_allclose(attend(*map(jnp.asarray, (q, k, v, bias, mask))), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # both run here
 @pytest.mark.parametrize("biased,masked", [(True, True), (True, False), (False, True), (False, False)])
-def test_attention_and_its_gradients_are_those_of_jax(biased, masked):
+def test_attention_and_its_gradients_are_those_of_jax(biased, masked, platform):
     q, k, v = (jnp.asarray(drawn.images(name, (2, length, 3, 4))) for name, length in (("q", 5), ("k", 6), ("v", 6)))
     bias = jnp.asarray(drawn.images("bias", (1, 3, 5, 6))) if biased else None
     mask = jnp.asarray(drawn.images("mask", (2, 1, 5, 6)) > 0).at[1, 0, 2].set(False) if masked else None
@@ -209,8 +211,32 @@ def test_attention_and_its_gradients_are_those_of_jax(biased, masked):
         (_, y), gradients = jax.value_and_grad(project, range(4 if biased else 3), has_aux=True)(q, k, v, bias)
         return y, *gradients
 
-    for array, expected in zip(of(attend), of(jax.nn.dot_product_attention), strict=True):
+    with tracing.for_platform(platform):
+        arrays = of(attend)
+    for array, expected in zip(arrays, of(jax.nn.dot_product_attention), strict=True):
         np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_in_half_precision_is_as_exact_as_that_of_jax():
+    """Compares values and gradients in bfloat16, as an accelerator computes them, with float32."""
+    q, k, v = (jnp.asarray(drawn.images(name, (2, 50, 3, 16))) for name in "qkv")
+    weights = drawn.images("towards", q.shape)
+
+    def of(attention, dtype):
+        def project(q, k, v):
+            y = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype)).astype(jnp.float32)
+            return (y * weights).sum(), y
+
+        (_, y), gradients = jax.value_and_grad(project, (0, 1, 2), has_aux=True)(q, k, v)
+        return y, *gradients
+
+    exact = of(jax.nn.dot_product_attention, jnp.float32)
+    with tracing.for_platform("tpu"):
+        ours = of(attend, jnp.bfloat16)
+    theirs = of(jax.nn.dot_product_attention, jnp.bfloat16)
+    for one, other, expected in zip(ours, theirs, exact, strict=True):
+        error, limit = (jnp.abs(x - expected).mean() for x in (one, other))
+        assert error < 1.5 * limit < 0.02 * jnp.abs(expected).mean() * 1.5
 
 
 def test_images_of_another_size_are_refused():

@@ -24,6 +24,7 @@ import numpy as np
 
 from models import plugins
 from models.errors import UserError, choice_error, has_type
+from models.kernels.tracing import platform
 from train.data import mix, pixels
 from train.data.randaugment import BINS, randaugment
 from train.setup import spec
@@ -155,7 +156,7 @@ def _each(op: Op, keys: jax.Array, images: jax.Array) -> jax.Array:
     On a CPU, an operation that branches runs on one example after another, so that only the branch taken costs time.
     Under vmap all branches are computed, which is faster on accelerators.
     """
-    if op.branches and jax.default_backend() == "cpu":
+    if op.branches and platform() == "cpu":
         return jax.lax.map(lambda example: op.apply(*example), (keys, images))
     return jax.vmap(op.apply)(keys, images)
 

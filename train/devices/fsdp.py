@@ -19,6 +19,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models.errors import UserError
+from models.kernels.tracing import platform
 from train.optim.parameters import parameter_name
 
 AXIS = "batch"
@@ -194,7 +195,7 @@ def _rematerialized(method: Callable[..., Any], shards: Any, arrays: Any) -> Any
 def _after(shards: Any, arrays: Any) -> Any:
     """Returns the shards, but not before the arrays are computed."""
     shards, arrays = lax.optimization_barrier((shards, arrays))
-    if jax.default_backend() == "cpu" and jax.tree.leaves(arrays):
+    if platform() == "cpu" and jax.tree.leaves(arrays):
         # XLA's CPU compiler drops barriers before it merges equal computations, hence a condition that is never true.
         first = jax.tree.leaves(arrays)[0].ravel()[0]
         never = (first > 0) & (first < 0)
