@@ -5,6 +5,7 @@ submitit starts the workers on a host and on Slurm through one interface. They t
 
 import contextlib
 import functools
+import io
 import os
 import re
 import signal
@@ -127,7 +128,7 @@ class Workers:
         self._deaths: list[str] = []
         self._banned: list[str] = []  # nodes of Slurm that cannot run the trials
         self._progress = (0, 0.0)
-        self._known, self._answered = set[str](), time.monotonic()  # the last answer of Slurm
+        self._known, self._answered, self._asked = set[str](), time.monotonic(), 0.0  # the last answer of Slurm
         self._folder = plans.logs(launch)
         if place.on == "slurm":
             self._executor: Any = submitit.SlurmExecutor(self._folder)
@@ -148,7 +149,8 @@ class Workers:
         need = min(self._place.at_once, free + held) - len(queued)  # some that hold a lease may be dead
         if chosen := absent[: max(0, need)]:
             self._start(chosen)
-        time.sleep(slurm.POLL if self._work.stays else worker.POLL)
+            self._asked = 0.0
+        time.sleep(worker.POLL)
 
     def _start(self, numbers: Sequence[int]) -> None:
         """Starts workers.
@@ -159,7 +161,8 @@ class Workers:
         from submitit.core.utils import FailedJobError
 
         try:
-            with _ignoring_interrupts(), self._executor.batch() if self._work.stays else contextlib.nullcontext():
+            batch = self._executor.batch() if self._work.stays else contextlib.nullcontext()
+            with contextlib.redirect_stderr(io.StringIO()), _ignoring_interrupts(), batch:  # submitit repeats errors
                 self._jobs |= {number: self._executor.submit(worker.serve, self._task(number)) for number in numbers}
         except FailedJobError as error:
             text = " ".join(str(error).split())
@@ -194,10 +197,12 @@ class Workers:
     def _queued(self) -> set[str]:
         """Returns the ids of the workers that wait or run, on Slurm with those of earlier launches."""
         if self._work.stays:
-            try:
-                self._known, self._answered = slurm.queued(self._name), time.monotonic()
-            except UserError as error:
-                self._endure(error, PATIENCE)
+            if time.monotonic() > self._asked + slurm.POLL:
+                self._asked = time.monotonic()
+                try:
+                    self._known, self._answered = slurm.queued(self._name), time.monotonic()
+                except UserError as error:
+                    self._endure(error, PATIENCE)
             return self._known
         return {job.job_id for job in self._jobs.values() if not job.done()}
 
