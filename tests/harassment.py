@@ -36,7 +36,7 @@ def slow(run, state):
 
 
 class Harassment:
-    """What happens to a running study.
+    """A running study and the events that harass it.
 
     Args:
       running: The Slurm.

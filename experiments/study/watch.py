@@ -12,7 +12,6 @@ import rich.live
 from experiments.study import ledger, queue, trials
 from models.analysis.tables import terminal_table
 from models.errors import UserError
-from train.storage import workdir
 
 PERIOD = 2.0  # seconds between two looks
 STATES = ("done", "running", "lost", "waiting", "failed")
@@ -70,6 +69,8 @@ def _exists(process: int) -> bool:
 
 def _step(folder: Path) -> str:
     """Returns a text about the last step that a run has logged."""
+    from train.storage import workdir  # imports Orbax, which --help does not need
+
     log = folder / "metrics.jsonl"
     with contextlib.suppress(UserError, OSError):  # a line that is being written
         lines = workdir.read_metrics(log) if log.exists() else []

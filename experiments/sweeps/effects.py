@@ -1,4 +1,4 @@
-"""How much each key of a sweep matters: means over the settings that share a value."""
+"""The effect of each key of a sweep: means over the settings that share a value."""
 
 import math
 import statistics

@@ -20,12 +20,12 @@ class Metric(NamedTuple):
 
     @property
     def lower(self) -> bool:
-        """Whether lower is better."""
+        """Says whether lower is better."""
         return self.name in LOWER
 
     @property
     def is_share(self) -> bool:
-        """Whether it is shown in percent."""
+        """Says whether it is shown in percent."""
         return self.name.startswith(SHARES)
 
     @property

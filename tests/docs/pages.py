@@ -15,7 +15,16 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"(?:<!-- (not run|fails)(?:: (.*?))? -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OTHER_PROGRAMS = {".", "cd", "git", "srun", "gcloud", "pip"}
-OTHER_MODULES = {"pytest", "pip", "build", "venv", "tests.fuzz", "tests.mutation", "tests.golden.make_resnet"}
+OTHER_MODULES = {
+    "pytest",
+    "pip",
+    "build",
+    "venv",
+    "tests.fuzz",
+    "tests.mutation",
+    "tests.harassment",
+    "tests.golden.make_resnet",
+}
 
 
 class Block(NamedTuple):

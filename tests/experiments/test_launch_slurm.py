@@ -42,8 +42,8 @@ STUDY = Study("pairs", "Pairs", "?", {"digits": ""}, trials,
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    with cluster.slurm(tmp_path_factory.mktemp("slurm") / "here", nodes=2, cpus=1) as started:
-        yield started
+    with cluster.started(tmp_path_factory.mktemp("slurm") / "here", nodes=2, cpus=1) as running:
+        yield running
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ needs_slurm = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    with cluster.slurm(tmp_path_factory.mktemp("slurm") / "here", nodes=1) as started:
-        yield started
+    with cluster.started(tmp_path_factory.mktemp("slurm") / "here", nodes=1) as running:
+        yield running
 
 
 def submit(running, folder, command, *options):
