@@ -53,7 +53,7 @@ class Plan(NamedTuple):
       jobs: {address: job}, in the order in which they should run.
       attempts: Number of failed attempts after which a trial is not tried again.
       deadline: Time after which no trial starts, as `time.time`; None for no limit.
-      stop: Command that ends the workers after they have saved their trials.
+      stop: Instruction that ends the workers after they have saved their trials, such as "scancel --name=NAME".
       versions: Versions of packages that the workers must have.
     """
 
@@ -190,7 +190,7 @@ class Queue:
     # -- taking trials ---------------------------------------------------------------------------------------
 
     def take(self, plan: Plan) -> Job | None:
-        """Takes a lease on the first trial of a plan that is free, and returns it; None if no one is free now."""
+        """Takes a lease on the first free trial of a plan, and returns it; None if none is free now."""
         self.lines.refresh()
         if plan.is_late():
             return None
