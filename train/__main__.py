@@ -1,6 +1,7 @@
 """Trains, resumes or describes the run of a config. See `python -m train --help`."""
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from models import command
 from train import cli
@@ -10,6 +11,7 @@ USAGE = """Trains and evaluates the network that a config describes, or resumes 
     python -m train --config=configs/digits.py --workdir=runs/digits
     python -m train --config=configs/cifar10.py:resnet20,norm=group --workdir=runs/x --config.optimizer.clip_norm=1
     python -m train --config=configs/cifar10.py:resnet56 --dry_run
+    python -m train --config=configs/imagenet.py:resnet50 --dry_run --topology=v5e:4x4
     python -m train --config=configs/digits.py --config.duration="40 epochs" --workdir=runs/digits --extend
 
 configs/base.py documents every key. The same command resumes an interrupted run. On a cluster, run the same command on
@@ -23,6 +25,12 @@ DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print data, steps, cost, memory, time and the resolved config; train nothing."
 )
 LAYERS = flags.DEFINE_bool("layers", False, "With --dry_run: print the table of the network's layers, too.")
+TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    None,
+    "With --dry_run: compile the training step for accelerators that are not here, such as v5e:4x4 or h100:8, and print "
+    "whether it fits into their memory and what they exchange.",
+)
 EXTEND = flags.DEFINE_bool(
     "extend", False, "Train the run in --workdir on to a longer --config.duration; its optimizer's state is kept."
 )
@@ -43,6 +51,18 @@ EXIT_CODE = flags.DEFINE_integer(
 CONFIG = cli.define_config()
 
 
+def forecast(config: ConfigDict) -> int:
+    """Prints what the run of a config would be on the accelerators of --topology; returns the exit code."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # libtpu would look for TPUs
+    from train.devices import topology
+    from train.recording import describe
+
+    describe.describe(config, command.console(), LAYERS.value, topology.read(TOPOLOGY.value))
+    return 0
+
+
 def main() -> int:
     """Trains or describes one run; returns the exit code."""
     import psutil
@@ -53,12 +73,16 @@ def main() -> int:
     config = CONFIG()
     if LAYERS.value and not DRY_RUN.value:
         raise UserError("--layers prints a table with --dry_run; add it")
+    if TOPOLOGY.value and not DRY_RUN.value:
+        raise UserError("--topology compiles with --dry_run, and trains nothing; add it")
     if EXTEND.value and DRY_RUN.value:
         raise UserError("--extend trains, and --dry_run does not: leave one of them out")
     if not WORKDIR.value and not DRY_RUN.value:
         raise UserError("--workdir is missing, e.g. --workdir=runs/digits")
     from train.devices import multihost  # imports JAX, which takes time that errors in flags should not cost
 
+    if TOPOLOGY.value:
+        return forecast(config)
     multihost.join(DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_SECONDS.value)
     with multihost.together():
         import jax

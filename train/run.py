@@ -5,7 +5,7 @@ Each builder works alone. Predicting, exporting and explaining only need `build_
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -186,12 +186,15 @@ def build_data(config: Config | Reader, parallel: Parallel, recorded: Mapping[st
     return ImageFeed(reader.data, parallel, **sizes, recorded=recorded)
 
 
-def build_network(config: Config | Reader, recorded: Mapping[str, Any] | None = None) -> Network:
+def build_network(
+    config: Config | Reader, recorded: Mapping[str, Any] | None = None, described: Sequence[jax.Device] = ()
+) -> Network:
     """Builds the network of a config on its data; draws no variables.
 
     Args:
       config: complete; see configs/base.py.
       recorded: the data's record in a run that is reopened; with it, the data set need not exist.
+      described: devices of a topology, for which programs are only compiled; see `Parallel`.
 
     Raises:
       UserError: a value that it reads is invalid.
@@ -201,7 +204,7 @@ def build_network(config: Config | Reader, recorded: Mapping[str, Any] | None = 
         raise choice_error("precision", reader.precision, PRECISIONS)
     if not 0 <= reader.seed < 2**32:
         raise UserError(f"seed={reader.seed} must be in [0, 2**32)")
-    parallel = Parallel(reader.parallel, reader.devices)
+    parallel = Parallel(reader.parallel, reader.devices, described)
     feed = build_data(reader, parallel, recorded)
     durations = Durations(reader.batch_size, feed.train_count).with_total(reader.duration)
     model = build_model(reader, feed)

@@ -193,7 +193,7 @@ class ImageFeed:
     @functools.cached_property
     def _is_resident(self) -> bool:
         # Reopened runs are only evaluated, which does not need the training set.
-        return resident.choose(self._pipeline, self.test if self._recorded else self.train) == "resident"
+        return resident.choose(self._pipeline, lambda: self.test if self._recorded else self.train) == "resident"
 
     @functools.cached_property
     def data(self) -> dict[str, jax.Array]:
@@ -205,7 +205,11 @@ class ImageFeed:
         return self._parallel.replicate(dataset.arrays)
 
     def gather(self, data: Any, item: Any) -> dict[str, jax.Array]:
-        return _gather(data, item) if self._is_resident else item
+        if not self._is_resident:
+            return item
+        indices, extra = item["index"], {name: array for name, array in item.items() if name != "index"}
+        batch = resident.Resident.gather(data, indices, self.image_shape)
+        return {**batch, "mask": jnp.ones(indices.shape, jnp.float32), **extra}
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -361,11 +365,6 @@ class ImageFeed:
         for t in range(count):
             batch = self.train.read(self._order.indices(t * size, size), replace=True)
             yield self.prepare_evaluation({"image": jnp.asarray(batch["image"])})["image"]
-
-
-def _gather(data: dict[str, jax.Array], item: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    indices, extra = item["index"], {name: array for name, array in item.items() if name != "index"}
-    return {**resident.Resident.gather(data, indices), "mask": jnp.ones(indices.shape, jnp.float32), **extra}
 
 
 def as_images(feed: Feed, message: str = "this is for images") -> ImageFeed:

@@ -8,7 +8,7 @@ device axis, so that code outside this file does not depend on the way.
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,27 +29,33 @@ class Parallel:
     Args:
       kind: "pmap", "shard_map" or "fsdp".
       count: number of devices to use, over all processes; 0 for all.
+      described: devices of a topology (train/devices/topology.py), for which programs are only compiled. They take the
+        place of JAX's devices, and arrays that would be placed on them are shapes.
 
     Raises:
       UserError: the kind is unknown, or there are fewer devices.
     """
 
-    def __init__(self, kind: str = "pmap", count: int = 0):
+    def __init__(self, kind: str = "pmap", count: int = 0, described: Sequence[jax.Device] = ()):
         if kind not in KINDS:
             raise choice_error("parallel", kind, KINDS)
-        present = jax.devices()
+        if described and kind == "pmap":
+            kind = "shard_map"  # the same program per device, and pmap only lowers for hosts that are there
+        self._is_described = bool(described)
+        present = list(described) or jax.devices()
         if count > len(present) or count < 0:
             raise UserError(f"devices={count}: there are {len(present)} ({present[0].platform}); set 0 to use all")
-        if count and jax.process_count() > 1 and count != len(present):
+        processes = 1 if described else jax.process_count()
+        if count and processes > 1 and count != len(present):
             raise UserError(f"devices={count}: with several processes, all {len(present)} devices are used; set 0")
         self.kind = kind
         self.devices = present[: count or len(present)]
         self.mesh = Mesh(np.array(self.devices), (AXIS,))
-        self.local = [d for d in self.devices if d.process_index == jax.process_index()]
-        if len(self.local) * jax.process_count() != len(self.devices):
+        self.local = [d for d in self.devices if described or d.process_index == jax.process_index()]
+        if len(self.local) * processes != len(self.devices):
             raise UserError(
                 f"process {jax.process_index()} has {len(self.local)} of the {len(self.devices)} devices "
-                f"of {jax.process_count()} processes; all must have the same number"
+                f"of {processes} processes; all must have the same number"
             )
         # pmap takes and returns arrays on this process's devices; the others take arrays over all devices.
         mesh = Mesh(np.array(self.local), (AXIS,)) if kind == "pmap" else self.mesh
@@ -110,21 +116,22 @@ class Parallel:
 
     def replicate(self, tree: Any) -> Any:
         """Copies every leaf to every device."""
-        return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(self._replicated, np.asarray(leaf), np.shape(leaf)),
-            tree,
-        )
+        return jax.tree.map(lambda leaf: self._put(leaf, self._replicated), tree)
+
+    def _put(self, leaf: Any, sharding: NamedSharding) -> Any:
+        """Places a leaf of which every process holds all; for described devices, returns its shape."""
+        if self._is_described:
+            return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+        leaf = np.asarray(leaf)
+        if sharding.is_fully_replicated:
+            return jax.make_array_from_process_local_data(sharding, leaf, leaf.shape)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda at: leaf[at])
 
     def place(self, state: Any) -> Any:
         """Places a state, of which every process holds all, on the devices: replicated or, under "fsdp", sharded."""
         if self.kind != "fsdp":
             return self.replicate(state)
-
-        def put(leaf):
-            leaf = np.asarray(leaf)
-            return jax.make_array_from_callback(leaf.shape, self._shards.sharding(leaf), lambda at: leaf[at])
-
-        return jax.tree.map(put, state)
+        return jax.tree.map(lambda leaf: self._put(leaf, self._shards.sharding(leaf)), state)
 
     def bytes_per_device(self, state: Any) -> int:
         """Returns the number of bytes per device of a placed state."""
@@ -151,7 +158,8 @@ class Parallel:
 
         def shape(leaf):
             split = (len(self.local), leaf.shape[1] // len(self.devices)) if self.kind == "pmap" else leaf.shape[1:2]
-            return jax.ShapeDtypeStruct((leaf.shape[0], *split, *leaf.shape[2:]), leaf.dtype)
+            sharding = self._split if self._is_described else None
+            return jax.ShapeDtypeStruct((leaf.shape[0], *split, *leaf.shape[2:]), leaf.dtype, sharding=sharding)
 
         return jax.tree.map(shape, items)
 

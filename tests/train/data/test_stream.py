@@ -194,12 +194,12 @@ def test_resident_batches_are_the_streamed_ones():
 
 def test_the_pipeline_is_chosen_by_size_and_crop(insects):
     digits, wild = load(Options("digits"), "train"), insects_source(insects)
-    assert choose("auto", digits) == "resident" and choose("stream", digits) == "stream"
-    assert choose("auto", wild) == "stream" and fits(digits)
+    assert choose("auto", lambda: digits) == "resident" and choose("stream", lambda: digits) == "stream"
+    assert choose("auto", lambda: wild) == "stream" and fits(digits)
     assert not fits(insects_source(insects, crop="resize"))
     with pytest.raises(UserError, match=r"pipeline=resident decodes each image once"):
         Resident(wild)
     with pytest.raises(UserError, match=r"unknown data.pipeline 'residents'; did you mean 'resident'"):
-        choose("residents", digits)
+        choose("residents", lambda: digits)
     big = ArraySource(np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (3, 30000, 30000, 1), (0,) * 4), np.zeros(3, int))  # noqa: E501  # fmt: skip
     assert not fits(big)
