@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
+from models.kernels.tracing import for_platform
 from models.layers.init import jit_once
 from models.layers.norm import BatchNorm, norm, normalize
 from tests.golden import FOLDER, drawn
@@ -91,19 +92,115 @@ def test_variance_survives_a_large_mean():
     np.testing.assert_allclose(np.var(y, (0, 1, 2)), 1, atol=1e-3)
 
 
+def variance_error(x, platform, dtype, shift=None):
+    """Returns the largest relative error of the variance, against two passes in float64 over float64 x [N, H, W, C]."""
+    with for_platform(platform):
+        scale, bias = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
+        axes = (0, 1, 2)
+        var = jax.jit(lambda x: normalize(x, scale, bias, axes, 1e-5, None, dtype, shift)[2])(jnp.asarray(x, dtype))
+    return np.abs(np.asarray(var, np.float64).reshape(-1) / x.var(axes) - 1).max()
+
+
+@pytest.mark.parametrize("spreads", [0, 1, 10, 100, 1e3, 1e4])
+@pytest.mark.parametrize("spread", [1e-1, 10])
+def test_accelerators_compute_variances_as_exactly_as_two_passes(spread, spreads):
+    """Tests one pass on a GPU for any mean, and on a TPU from the first step, when the running mean is still 0."""
+    x = np.random.default_rng(0).standard_normal((16, 14, 14, 16))
+    x[:, :7] += 3 * np.arange(16)[:, None, None, None] % 5  # examples differ, and so do the halves of an image
+    x = spread * (x / x.std((0, 1, 2)) + spreads)
+    exact = x.astype(np.float32).astype(np.float64)  # what all of them get in float32
+    two = variance_error(exact, "cpu", jnp.float32)
+    assert variance_error(exact, "gpu", jnp.float32) < max(2 * two, 1e-6)
+    assert variance_error(exact, "tpu", jnp.float32, jnp.zeros(16)) <= two
+    two, start = variance_error(x, "cpu", jnp.bfloat16), variance_error(x, "tpu", jnp.bfloat16, jnp.zeros(16))
+    assert start < 1.3 * two + 1e-6
+    shift = jnp.asarray(x.mean((0, 1, 2)) + spread, jnp.float32)
+    assert variance_error(x, "tpu", jnp.bfloat16, shift) < 1.01 * two + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "passes"),
+    [
+        ("cpu", "float32", 2),
+        ("tpu", "float32", 2),
+        ("tpu", "bfloat16", 1),
+        ("gpu", "float32", 1),
+        ("gpu", "bfloat16", 1),
+    ],
+)
+def test_statistics_wait_for_no_other_pass(platform, dtype, passes):
+    """Counts the whole passes: sums over x that need an earlier sum over all of x."""
+    x = jax.ShapeDtypeStruct((4, 16, 16, 8), dtype)
+    with for_platform(platform):
+        module = layer("batch", dtype=dtype)
+        variables = jax.eval_shape(module.init, jax.random.key(0), x)
+        jaxpr = jax.make_jaxpr(lambda v, x: module.apply(v, x, mutable=["batch_stats"]))(variables, x)
+
+    def visit(jaxpr, given):
+        depths = dict(zip(jaxpr.invars, given, strict=True))
+        for equation in jaxpr.eqns:
+            inputs = [depths.get(v, 0) if not hasattr(v, "val") else 0 for v in equation.invars]
+            inner = equation.params.get("call_jaxpr") or equation.params.get("jaxpr")
+            if inner is not None:
+                outputs = visit(getattr(inner, "jaxpr", inner), inputs)
+            else:
+                whole = equation.primitive.name == "reduce_sum" and equation.invars[0].aval.shape == x.shape
+                outputs = [max(inputs, default=0) + whole] * len(equation.outvars)
+            depths |= zip(equation.outvars, outputs, strict=True)
+        return [depths.get(v, 0) if not hasattr(v, "val") else 0 for v in jaxpr.outvars]
+
+    assert max(visit(jaxpr.jaxpr, [0] * len(jaxpr.jaxpr.invars))) == passes
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+@pytest.mark.parametrize("spec", ["batch", "group:4", "instance"])
+def test_accelerators_have_the_outputs_and_gradients_of_a_cpu(platform, spec):
+    params, x, dy = drawn_params(), drawn.images("x", SHAPE) + 1, drawn.images("dy", SHAPE)
+    stats = {"batch_stats": {"mean": jnp.full(8, 0.7), "var": jnp.ones(8)}} if spec == "batch" else {}
+    dtype = jnp.bfloat16 if platform == "tpu" else jnp.float32
+
+    def step(params, x):
+        def run(params, x):
+            return layer(spec, dtype=jnp.float32).apply({"params": params, **stats}, x, mutable=list(stats))
+
+        y, backward, updated = jax.vjp(run, params, x.astype(dtype), has_aux=True)
+        return y, backward(jnp.asarray(dy)), updated
+
+    expected = jax.jit(step)(params, x)
+    with for_platform(platform):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), jax.jit(step)(params, x), expected
+        )
+
+
+def test_a_running_mean_that_is_not_finite_changes_no_output():
+    def output(mean):
+        stats = {"mean": jnp.full(8, mean), "var": jnp.ones(8)}
+        variables = {"params": drawn_params(), "batch_stats": stats}
+        return layer("batch").apply(variables, x, mutable=["batch_stats"])[0]
+
+    x = jnp.asarray(drawn.images("x", SHAPE), jnp.bfloat16)
+    with for_platform("tpu"):
+        for mean in (np.nan, np.inf):
+            np.testing.assert_array_equal(output(mean), output(0.0))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize("sync", [False, True])
-def test_statistics_per_device_or_synchronized(sync):
+def test_statistics_per_device_or_synchronized(sync, platform):
     """Compares devices with the whole batch.
 
     vmap over an axis of 4 gives the same collectives as pmap. Synchronized statistics equal those of the whole batch,
     gradients included; otherwise each part has its own.
     """
     x, dy = (jnp.asarray(drawn.images(name, (8, 3, 3, 8))) for name in ("x", "dy"))
+    x = x.astype(jnp.bfloat16 if platform == "tpu" else jnp.float32)
+    close = {"rtol": 1e-2, "atol": 1e-2} if platform == "tpu" else CLOSE
     params, state = drawn_params(), {"mean": jnp.zeros(8), "var": jnp.ones(8)}
 
     def step(params, x, dy, axis_name):
         def run(params, x):
-            return layer("batch", axis_name=axis_name).apply(
+            return layer("batch", dtype=jnp.float32, axis_name=axis_name).apply(
                 {"params": params, "batch_stats": state}, x, mutable=["batch_stats"]
             )
 
@@ -114,11 +211,12 @@ def test_statistics_per_device_or_synchronized(sync):
         return a.reshape(4, 2, *a.shape[1:])
 
     lifted = jax.vmap(functools.partial(step, params, axis_name="batch" if sync else None), axis_name="batch")
-    y, (dparams, dx), stats = jit_once(lifted)(parts(x), parts(dy))
+    with for_platform(platform):
+        y, (dparams, dx), stats = jit_once(lifted)(parts(x), parts(dy))
     if sync:
         expected, (expected_dparams, expected_dx), expected_stats = step(params, x, dy, None)
         np.testing.assert_allclose(y, parts(expected), **CLOSE)
-        np.testing.assert_allclose(dx, parts(expected_dx), **CLOSE)
+        np.testing.assert_allclose(dx, parts(expected_dx), **close)
         for key in ("scale", "bias"):
             np.testing.assert_allclose(dparams[key].sum(0), expected_dparams[key], **CLOSE)
         for key in ("mean", "var"):  # the same on all four
@@ -127,7 +225,7 @@ def test_statistics_per_device_or_synchronized(sync):
         for i in range(4):
             expected, (_, expected_dx), expected_stats = step(params, parts(x)[i], parts(dy)[i], None)
             np.testing.assert_allclose(y[i], expected, **CLOSE)
-            np.testing.assert_allclose(dx[i], expected_dx, **CLOSE)
+            np.testing.assert_allclose(dx[i], expected_dx, **close)
             np.testing.assert_allclose(stats["var"][i], expected_stats["var"], **CLOSE)
 
 
