@@ -25,6 +25,7 @@ USAGE = """Measures speed, alternating ours with PyTorch and timm (the extra `be
     python -m experiments.bench --cases=resnet20,loop --rounds=20
     python -m experiments.bench --cases=mobilenet_v2 --sizes=224 --peer_python=../venv-torch/bin/python
     python -m experiments.bench --cases=resnet50 --sweep=batch         or resolution, devices
+    python -m experiments.bench --topology=v5e:1x1 --cases=resnet50 --blocks=1
 
 Cases: networks (the peer uses timm's, except for ResNet-20; training step and forward pass, eager and compiled, with
 their share of a measured matrix product; no dropout or stochastic depth on either side); "cifar", training end to
@@ -33,6 +34,9 @@ command to the first step; "commands", imports and --help of each command; "test
 test; "speedrun", airbench94's recipe beside the same in PyTorch, and "minute", ResNet-20 with a short recipe, both
 whole trainings on CIFAR-10 for an accelerator; "loop", the overhead of the loop per step; "explain", Grad-CAM and
 occlusion beside those of pytorch-grad-cam and captum. Without PyTorch (--peer_python=), only ours is measured.
+
+--topology compiles the training steps of networks for an accelerator that is not here (train/devices/topology.py),
+beside plain Flax networks with as many parameters: floating-point operations, memory, XLA's estimated cycles, no time.
 
 bench.json, bench.md and charts in --out are written after each case; rows of other cases are kept. Only one worker
 computes at a time. Samples during which the machine ran something else are discarded if enough others remain.
@@ -276,8 +280,36 @@ def table(rows: Sequence[Mapping[str, Any]], seconds: float) -> rich.table.Table
     return terminal_table([output.COLUMNS[key] for key in keys], cells, title, texts=len(keys))
 
 
+def ahead(console: rich.console.Console) -> None:
+    """Compiles the networks of --cases for --topology, and prints and writes what the compiler says of them."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # libtpu would look for TPUs
+    from experiments.bench import plain
+    from experiments.bench import topology as bench
+    from train.devices import topology
+    from train.recording.summary import commit
+
+    names = CASES.value or list(plain.NAMES)
+    bench.check(names, BLOCKS.value)
+    target = topology.read(TOPOLOGY.value)
+    name = f"topology-{slug(target.name).replace('_', '-')}"
+    out = Path(OUT.value or f"experiments/results/bench/{name}")
+    results = Results(out, {"device": f"{target.name}, compiled for, not run", "commit": COMMIT.value or commit()})
+    for case in names:
+        began, measured = time.monotonic(), []
+        for row in bench.rows(case, target, BATCH.value, BLOCKS.value):
+            measured.append(row)
+        results.add(measured)
+        console.print(table(measured, time.monotonic() - began))
+    console.print(f"written to {out}")
+
+
 def main() -> None:
     """Measures the cases, prints and writes them."""
+    if TOPOLOGY.value:
+        ahead(rich.console.Console(width=None if sys.stdout.isatty() else 160))
+        return
     check(CASES.value, SIZES.value, COMPILE.value, SWEEP.value, VALUES.value)
     if VIRTUAL.value:
         os.environ["XLA_FLAGS"] = (
@@ -329,6 +361,8 @@ if __name__ == "__main__":
         "sweep", "", ["", "batch", "resolution", "devices"], "Quantity over which the networks of --cases are measured."
     )
     VALUES = flags.DEFINE_list("values", [], "Values of the sweep; default: some suitable ones.")
+    TOPOLOGY = flags.DEFINE_string("topology", "", "Compile for these accelerators, such as v5e:1x1; measure no time.")
+    BLOCKS = flags.DEFINE_integer("blocks", 0, "With --topology: blocks per stage; 0: the whole network.")
     VIRTUAL = flags.DEFINE_integer(
         "virtual_devices", 0, "Virtual CPU devices, for --sweep=devices without accelerators."
     )

@@ -34,6 +34,13 @@ COLUMNS = {  # key of a row: title of its column
     "samples": "samples",
     "peak_mib": "peak MiB",
     "device_peak_mib": "device peak MiB",
+    "gflop": "GFLOP",
+    "traffic_mib": "memory traffic, MiB",
+    "program_mib": "peak of the program, MiB",
+    "cycles": "million cycles (XLA's estimate)",
+    "reductions": "lone reductions",
+    "reduction_cycles": "their million cycles",
+    "compile_seconds": "s to compile",
     "commit": "commit",
     "failed": "why not",
 }

@@ -160,7 +160,9 @@ def _described(text: str, platform: str, **options: Any) -> tuple[jax.Device, ..
     except Exception as error:  # JaxRuntimeError, and others from plugins of another version
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "lockfile" in str(error) or "in use" in str(error):
-            raise UserError(f"topology {text}: another process compiles with libtpu; wait until it ends ({first})") from None
+            raise UserError(
+                f"topology {text}: another process compiles with libtpu; wait until it ends ({first})"
+            ) from None
         if "divisible" in first or "topology" in first.lower():
             raise UserError(f"topology {text}: {first}; {ALLOWED}") from None
         install = _INSTALL["tpu" if platform == "tpu" else "gpu"].format(jax.__version__)

@@ -138,7 +138,10 @@ def show(config: Config, target: topology.Topology, console: rich.console.Consol
         line("note", note)
     state, batch = network.parallel.bytes_per_device(step.state), network.config["batch_size"]
     line("topology", f"{target.name}: {target}")
-    line("step", f"{batch:,} {network.feed.unit}, {batch // devices:,} on each of {devices:,} devices, which nothing runs on")
+    line(
+        "step",
+        f"{batch:,} {network.feed.unit}, {batch // devices:,} on each of {devices:,} devices, which nothing runs on",
+    )
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(step.state.params))
     line("state", f"{_size(state)} per device; {parameters:,} parameters")
     begun = time.perf_counter()
@@ -148,7 +151,7 @@ def show(config: Config, target: topology.Topology, console: rich.console.Consol
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise not_compiled(error, target) from error
-        needed = _needed(str(error))
+        needed = bytes_needed(str(error))
         line("memory", f"{_size(needed)} of {_size(target.memory)} per device")
         raise _too_large(step, needed, state, target) from None
     line("compiled", f"in {time.perf_counter() - begun:,.0f} s")
@@ -168,9 +171,7 @@ def show(config: Config, target: topology.Topology, console: rich.console.Consol
 def _tables(program: jax.stages.Compiled) -> list[tuple[tuple[str, str], rich.table.Table | None]]:
     """Returns the lines about a compiled step, each with the table below it."""
     facts, costs = compiled.Program(program.as_text() or "").facts(), program.cost_analysis() or {}
-    rows = [
-        (one.kind, f"{one.count:,}", _size(one.bytes), f"{one.overlapping:,}") for one in facts.collectives
-    ]
+    rows = [(one.kind, f"{one.count:,}", _size(one.bytes), f"{one.overlapping:,}") for one in facts.collectives]
     collectives = terminal_table(("collective", "number", "bytes", "while computing"), rows) if rows else None
     buffers = terminal_table(
         ("array", "layer", "bytes"), [(one.shape, one.layer, _size(one.bytes)) for one in facts.buffers], texts=2
@@ -196,7 +197,7 @@ def not_compiled(error: Exception, target: topology.Topology) -> UserError:
     return UserError(f"the training step does not compile for {target.name}: {first}{where}")
 
 
-def _needed(message: str) -> int:
+def bytes_needed(message: str) -> int:
     """Returns the bytes that a program needs by the compiler's message, or 0."""
     sizes = [float(number) * _UNITS[unit] for number, unit in _SIZE.findall(message)]
     return int(max(sizes, default=0))
