@@ -187,7 +187,7 @@ def build_data(config: Config | Reader, parallel: Parallel, recorded: Mapping[st
 
 
 def build_network(
-    config: Config | Reader, recorded: Mapping[str, Any] | None = None, described: Sequence[jax.Device] = ()
+    config: Config | Reader, recorded: Mapping[str, Any] | None = None, described: Sequence[Any] = ()
 ) -> Network:
     """Builds the network of a config on its data; draws no variables.
 

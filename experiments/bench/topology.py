@@ -17,6 +17,7 @@ _SIZE, _CLASSES, _LENGTH = 224, 1000, 64  # of images, and the number of tokens 
 _TOKENS = 8000
 _BATCH = {"transformer_base": 64}
 DEFAULT_BATCH = 128
+WHAT = "compiled step"  # `what` of the rows
 
 
 def check(cases: list[str], blocks: int) -> None:
@@ -58,7 +59,7 @@ def rows(name: str, target: topology.Topology, batch: int, blocks: int) -> Itera
         yield {
             "case": case,
             "subject": f"{name}/{target.name}",
-            "what": "step",
+            "what": WHAT,
             "who": who,
             "side": "ours" if who == "ours" else "plain",
             "gflop": costs.get("flops", 0) / 1e9,

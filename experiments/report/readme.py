@@ -11,6 +11,7 @@ from typing import Any
 
 import models
 from experiments import study
+from experiments.bench import topology as ahead
 from experiments.report import content, highlights, results_files
 from models.analysis.tables import markdown_table
 from models.errors import UserError
@@ -193,6 +194,25 @@ def speed(results: Path) -> str:
     return _placed(columns, rows) if rows else results_files.missing(content.BENCH)
 
 
+def topology(results: Path) -> str:
+    """Compares training steps, compiled for accelerators that were not there, with those of plain Flax networks."""
+    cases = {}
+    for row in results_files.bench_rows(results):
+        if row["what"] == ahead.WHAT and "failed" not in row:
+            cases.setdefault((row["case"], row["device"], row["commit"]), {})[row["side"]] = row
+    rows = []
+    for (case, device, commit), sides in cases.items():
+        if len(sides) == 2:
+            ours, plain = sides["ours"], sides["plain"]
+            cells = [
+                f"{ours[key]:,.4g} / {plain[key]:,.4g} = {ours[key] / plain[key]:.2f}" if plain[key] else ""
+                for key in ("cycles", "program_mib", "traffic_mib")
+            ]
+            rows.append(({"device": device, "commit": commit}, [case.rpartition(", compiled")[0], *cells]))
+    columns = ("case", "million cycles, ours / plain", "peak MiB, ours / plain", "traffic in MiB, ours / plain")
+    return _placed(columns, rows) if rows else results_files.missing(f"{content.BENCH} --topology=v5e:1x1 --blocks=1")
+
+
 def _calls(what: str, unit: str, value: Callable[[Mapping[str, Any]], str], command: str) -> Callable[[Path], str]:
     """Returns a block: the benchmark's rows of one call."""
 
@@ -291,6 +311,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "against": against,
     "parity": parity,
     "speed": speed,
+    "topology": topology,
     "transfer": _of_study("transfer", "Labels per class", scales=("cifar10", "imagenet")),
     "compression": _of_study(
         "compression",

@@ -104,7 +104,7 @@ def test_on_a_tpu_fsdp_shards_the_state_and_gathers_parameters():
     step = forecast.lower(config, target)
     with target.compiling():
         program = step.lowered.compile()
-    kinds = {one.kind: one.count for one in compiled.Program(program.as_text() or "").facts().collectives}
+    kinds = {one.kind: one.number for one in compiled.Program(program.as_text() or "").facts().collectives}
     assert kinds["all-gather"] and kinds["reduce-scatter"]
     assert sum(compiled.memory(program).values()) < target.memory
 

@@ -63,13 +63,13 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: one of COLLECTIVES.
-      count: number of executions per run of the program.
+      number: executions per run of the program.
       bytes: of all their results, per device.
       overlapping: number of those that run while the device computes.
     """
 
     kind: str
-    count: int
+    number: int
     bytes: int
     overlapping: int
 

@@ -36,7 +36,7 @@ class Parallel:
       UserError: the kind is unknown, or there are fewer devices.
     """
 
-    def __init__(self, kind: str = "pmap", count: int = 0, described: Sequence[jax.Device] = ()):
+    def __init__(self, kind: str = "pmap", count: int = 0, described: Sequence[Any] = ()):
         if kind not in KINDS:
             raise choice_error("parallel", kind, KINDS)
         if described and kind == "pmap":

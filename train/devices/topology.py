@@ -36,6 +36,7 @@ _GPUS: dict[str, tuple[int, int, int, int, int, int, int, float]] = {
 _HOST = (2, 2, 1)  # chips per host by default, along each dimension
 _GPUS_PER_HOST = 8
 _SMALL = 8  # at most this many chips can be one host
+_CACHE = "jax_enable_compilation_cache"
 ALLOWED = (
     "TPUs as KIND:AxB or KIND:AxBxC[,slices=N], e.g. v5e:4x4, v6e:2x4, v4:2x2x2, v5p:2x2x1, tpu7x:2x2x1; "
     "GPUs as KIND:COUNT, e.g. h100:8, h200:8, a100:16"
@@ -59,7 +60,7 @@ class Topology(NamedTuple):
 
     name: str
     platform: str
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]
     memory: int
     options: dict[str, Any]
 
@@ -147,7 +148,7 @@ def _gpu(text: str, kind: str, size: str) -> Topology:
     return Topology(text, "gpu", devices, memory, {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0})
 
 
-def _described(text: str, platform: str, **options: Any) -> tuple[jax.Device, ...]:
+def _described(text: str, platform: str, **options: Any) -> tuple[Any, ...]:
     """Returns the devices of a description.
 
     Raises:
@@ -174,7 +175,7 @@ def _missing(package: str, platform: str) -> UserError:
     return UserError(f"compiling for a {platform.upper()} needs the package {package}: {install}")
 
 
-def _available(device: jax.Device) -> int:
+def _available(device: Any) -> int:
     """Returns the bytes of a TPU's memory that programs can use, which the compiler says of a program too large."""
     sharding = jax.sharding.SingleDeviceSharding(device)
 
@@ -195,9 +196,9 @@ def _available(device: jax.Device) -> int:
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
     """Disables JAX's cache of compiled programs, which cannot hold programs for a described topology."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
+    before = getattr(jax.config, _CACHE)
+    jax.config.update(_CACHE, False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        jax.config.update(_CACHE, before)

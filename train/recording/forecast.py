@@ -171,13 +171,15 @@ def show(config: Config, target: topology.Topology, console: rich.console.Consol
 def _tables(program: jax.stages.Compiled) -> list[tuple[tuple[str, str], rich.table.Table | None]]:
     """Returns the lines about a compiled step, each with the table below it."""
     facts, costs = compiled.Program(program.as_text() or "").facts(), program.cost_analysis() or {}
-    rows = [(one.kind, f"{one.count:,}", _size(one.bytes), f"{one.overlapping:,}") for one in facts.collectives]
+    rows = [(one.kind, f"{one.number:,}", _size(one.bytes), f"{one.overlapping:,}") for one in facts.collectives]
     collectives = terminal_table(("collective", "number", "bytes", "while computing"), rows) if rows else None
     buffers = terminal_table(
         ("array", "layer", "bytes"), [(one.shape, one.layer, _size(one.bytes)) for one in facts.buffers], texts=2
     )
     work = f"{costs.get('flops', 0):,.3g} FLOP, {_size(costs.get('bytes accessed', 0))} of memory traffic per device"
-    lines = [(("work", work), None)] if costs.get("flops") else []
+    lines: list[tuple[tuple[str, str], rich.table.Table | None]] = []
+    if costs.get("flops"):
+        lines.append((("work", work), None))
     if facts.cycles:
         share = facts.reduction_cycles / facts.cycles
         text = f"{facts.cycles / 1e6:,.1f} million, estimated; {share:.0%} in {facts.reductions:,} reductions that "

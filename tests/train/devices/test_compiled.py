@@ -10,7 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train.devices import compiled
 
 # Lines of what libtpu 0.0.42 makes of a ViT with parallel=fsdp, shortened
-TPU = """HloModule jit_train_call, is_scheduled=true
+TPU = """\
+HloModule jit_train_call, is_scheduled=true
 
 %region_0.1 (a: f32[], b: f32[]) -> f32[] {
   ROOT %add.1 = f32[] add(%a, %b)
@@ -41,7 +42,7 @@ ENTRY %main.128_spmd (p0: bf16[1,65,96]) -> f32[384] {
   %reduce_scatter.1 = f32[96,384]{1,0:T(8,128)S(1)} reduce-scatter(%fusion.9), channel_id=1, dimensions={0}, to_apply=%region_0.1
   %while.1 = (s32[], f32[8]{0}) while(%t), condition=%region_0.1, body=%body.3, backend_config={"known_trip_count":{"n":"4"}}
 }
-"""
+"""  # noqa: E501
 
 
 def test_facts_of_a_program_for_a_tpu():
