@@ -5,8 +5,8 @@
     python -m train --config=configs/imagenet.py:resnet50,recipe=modern --workdir=runs/resnet50-modern
 
 goyal: learning rate 0.1 x batch / 256 with 5 epochs of warm-up, divided by 10 at epochs 30, 60 and 80; weight decay
-1e-4; the last batch-norm scale of each residual block starts at zero (section 5.1). Published: ResNet-50 76.4% top-1 (23.6%
-error, table 1, batch 256; 23.74% at 8192), one center crop at 224.
+1e-4; the last batch-norm scale of each residual block starts at zero (section 5.1). Published: ResNet-50 76.4% top-1
+(23.6% error, table 1, batch 256; 23.74% at 8192), one center crop at 224.
 modern: the ingredients of ConvNeXt's recipe of 300 epochs (Liu 2022, appendix A.1, arXiv 2201.03545): AdamW, a cosine
 schedule, label smoothing, RandAugment, mixup and cutmix, random erasing, stochastic depth, averaged weights.
 Published for ResNet-50 with that recipe: 78.8 +- 0.07% (table 10).

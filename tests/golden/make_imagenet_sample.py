@@ -22,9 +22,9 @@ EVERY = 100  # the logits of one class in so many are recorded
 def main(shared: Path) -> None:
     """Writes golden/imagenet_sample.npz."""
     import tensorflow_datasets as tfds
-    import torchvision_cpu  # noqa: F401  # pyright: ignore[reportMissingImports]  lets timm be imported
     import timm
     import torch
+    import torchvision_cpu  # noqa: F401  # pyright: ignore[reportMissingImports]  lets timm be imported
     from PIL import Image
     from safetensors.torch import load_file
 
