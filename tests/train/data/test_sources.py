@@ -143,6 +143,15 @@ def test_bicubic_evaluation_is_to_the_bit_that_of_pil(size, share, turned):
         assert not np.array_equal(Decoder("resize", size, 3, eval_crop=share)(buffer.getvalue()), expected)
 
 
+@pytest.mark.parametrize("width, height", [(200_000, 2), (3, 100_000)])
+def test_bicubic_evaluation_of_a_very_long_picture_takes_no_memory(width, height):
+    """Resized as a whole, it would have 2e9 pixels or more; only its crop is."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2] = 200
+    decoded = Decoder("resize", 224, 3, interpolation="bicubic")(pixels)
+    assert decoded.shape == (224, 224, 3) and set(np.unique(decoded)) >= {0, 200}
+
+
 def test_bicubic_training_crops_are_the_same_boxes():
     encoded = jpeg(300, 200)
     decoder = Decoder("random_resized", 64, 3, interpolation="bicubic")
