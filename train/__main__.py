@@ -28,8 +28,8 @@ LAYERS = flags.DEFINE_bool("layers", False, "With --dry_run: print the table of 
 TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,
-    "With --dry_run: compile the training step for accelerators that are not here, such as v5e:4x4 or h100:8, and print "
-    "whether it fits into their memory and what they exchange.",
+    "With --dry_run: compile the training step for accelerators that are not here, such as v5e:4x4 or h100:8, and "
+    "print whether it fits into their memory and what they exchange.",
 )
 EXTEND = flags.DEFINE_bool(
     "extend", False, "Train the run in --workdir on to a longer --config.duration; its optimizer's state is kept."
@@ -59,7 +59,7 @@ def forecast(config: ConfigDict) -> int:
     from train.devices import topology
     from train.recording import describe
 
-    describe.describe(config, command.console(), LAYERS.value, topology.read(TOPOLOGY.value))
+    describe.describe(config, command.console(), LAYERS.value, topology.read(TOPOLOGY.value or ""))
     return 0
 
 
