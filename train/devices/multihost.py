@@ -9,11 +9,13 @@ import ctypes
 import json
 import os
 import re
+import secrets
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -188,6 +190,16 @@ def on_primary(action: Callable[[], None]) -> None:
         return None, ()
 
     from_primary(act, ())
+
+
+def all_see(folder: Path) -> bool:
+    """Returns whether all processes see the same folder, which exists on process 0, at this path."""
+    probe = folder / f".seen-{gather(secrets.token_hex(8))[0]}.tmp"
+    on_primary(probe.touch)
+    seen = gather(probe.exists())
+    if jax.process_index() == 0:
+        probe.unlink()
+    return all(seen)
 
 
 def from_primary(function: Callable[[], tuple[Any, Any]], like: Any) -> tuple[Any, Any]:

@@ -37,7 +37,8 @@ class Parallel:
     def __init__(self, kind: str = "pmap", count: int = 0):
         if kind not in KINDS:
             raise choice_error("parallel", kind, KINDS)
-        present = jax.devices()
+        # Devices of one slice are neighbors: only one message in a ring per slice then crosses the network between them.
+        present = sorted(jax.devices(), key=lambda device: getattr(device, "slice_index", 0))
         if count > len(present) or count < 0:
             raise UserError(f"devices={count}: there are {len(present)} ({present[0].platform}); set 0 to use all")
         if count and jax.process_count() > 1 and count != len(present):
@@ -57,6 +58,11 @@ class Parallel:
         self._shards = Shards(self.mesh)
         # pmap has a separate device axis, [k, D, B / D, …]; shard_map shards the batch axis, [k, B, …].
         self._split = NamedSharding(mesh, PartitionSpec(None, AXIS))
+
+    @property
+    def is_split(self) -> bool:
+        """Whether a process holds only its shards of the state, and no whole state."""
+        return self.kind == "fsdp" and jax.process_count() > 1
 
     def check_batch(self, name: str, size: int) -> None:
         """Raises UserError if `size` examples, the config's value of `name`, are not divisible among the devices."""
@@ -121,10 +127,18 @@ class Parallel:
             return self.replicate(state)
 
         def put(leaf):
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # placed already
+                return leaf
             leaf = np.asarray(leaf)
             return jax.make_array_from_callback(leaf.shape, self._shards.sharding(leaf), lambda at: leaf[at])
 
         return jax.tree.map(put, state)
+
+    def placed(self, state: Any) -> Any:
+        """Returns the shapes and shardings of the leaves of a state, placed under "fsdp"."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._shards.sharding(leaf)), state
+        )
 
     def bytes_per_device(self, state: Any) -> int:
         """Returns the number of bytes per device of a placed state."""

@@ -40,6 +40,12 @@ def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any
     Raises:
       UserError: names, shapes or types differ. The message lists up to five missing (-), unexpected (+) or other ones.
     """
+    check_fits(template, leaves, what)
+    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in named(template)])
+
+
+def check_fits(template: Any, leaves: Mapping[str, Any], what: str) -> None:
+    """Raises UserError as `unflatten` does; the leaves need only a shape and a dtype."""
     expected = named(template)
     faults = [f"- {name}" for name in expected.keys() - leaves.keys()]
     faults += [f"+ {name}" for name in leaves.keys() - expected.keys()]
@@ -51,7 +57,6 @@ def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(f"{what} does not fit this network: {'; '.join(sorted(faults)[:5])}{more}")
-    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in expected])
 
 
 def _warn(text: str) -> None:
@@ -157,23 +162,49 @@ class Checkpoints:
         """
         self.wait()
         leaves = flatten(state)
+        self._check_space(step, leaves)
+        self._start(step, lambda content: self._write(step, leaves, content), metadata, scores)
+
+    def _check_space(self, step: int, leaves: Mapping[str, Any]) -> None:
+        """Raises UserError if the disk has no space for arrays."""
         needed = 1.1 * sum(leaf.nbytes for leaf in leaves.values()) + 2**20  # a margin for metadata
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise self._no_space(step, f"it needs {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free")
-        metadata = json.loads(json.dumps({**metadata, "step": step, "scores": dict(scores)}))
-        self._writing = step, self._writer.submit(self._write, step, leaves, metadata)
 
-    def _write(self, step: int, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-        temporary = self.folder / f".new-{step}.tmp"
+    def _start(
+        self,
+        step: int,
+        write: Callable[[dict[str, Any]], None],
+        metadata: Mapping[str, Any],
+        scores: Mapping[str, float],
+    ) -> None:
+        """Starts `write` in the background, with the JSON of a checkpoint."""
+        content = json.loads(json.dumps({**metadata, "step": step, "scores": dict(scores)}))
+        self._writing = step, self._writer.submit(write, content)
+
+    def _write(self, step: int, leaves: Mapping[str, np.ndarray], content: Mapping[str, Any]) -> None:
+        temporary = self._temporary(step)
         try:
             remove(temporary)
-            checkpoint_format.write(temporary, leaves, metadata)
-            self._discard(step)  # a damaged checkpoint of this step that could not be moved aside
-            temporary.rename(self._path(step))
+            checkpoint_format.write(temporary, leaves, content)
+            self._publish(step)
         except BaseException:
             remove(temporary)  # frees space on a full disk
             raise
+        self._thin_out()
+
+    def _temporary(self, step: int) -> Path:
+        """Returns the folder in which a checkpoint is written."""
+        return self.folder / f".new-{step}.tmp"
+
+    def _publish(self, step: int) -> None:
+        """Makes a written checkpoint visible, atomically."""
+        self._discard(step)  # a damaged checkpoint of this step that could not be moved aside
+        self._temporary(step).rename(self._path(step))
+
+    def _thin_out(self) -> None:
+        """Removes old checkpoints, except the best."""
         steps = self.steps()
         for old in set(steps[: -self._keep]) - {self.best()}:
             with contextlib.suppress(OSError):  # the new checkpoint is complete; the next save tries again
@@ -200,7 +231,7 @@ class Checkpoints:
         self._writing, problem = None, None
         try:
             future.result()
-        except (OSError, ValueError) as error:  # from the file system or from tensorstore
+        except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:  # from disks, tensorstore, other processes
             logging.getLogger(__name__).warning("checkpoint %d", step, exc_info=True)
             why = checkpoint_format.brief(error)
             problem = UserError(f"cannot write checkpoint {step} in {self.folder}: {why}; {self.resume_hint()}")
@@ -272,7 +303,12 @@ class Checkpoints:
           UserError: there are checkpoints, but all of them are damaged.
         """
         step, content, damaged = self.first_whole()
-        if content is None and damaged:
+        self._move_aside(step, damaged, warn)
+        return content
+
+    def _move_aside(self, step: int | None, damaged: Mapping[int, str], warn: Callable[[str], None]) -> None:
+        """Moves damaged checkpoints aside, unless there is no other; see `restore_newest`."""
+        if step is None and damaged:
             raise UserError(
                 f"every checkpoint in {self.folder} is damaged (that of step {max(damaged)}: "
                 f"{damaged[max(damaged)]}); choose another --workdir to start afresh"
@@ -286,7 +322,6 @@ class Checkpoints:
             except OSError as error:
                 where = f"it stays where it is ({error.strerror})"
             warn(f"checkpoint {other} is damaged ({reason}); {where}, using the one before it, of step {step}")
-        return content
 
 
 @contextlib.contextmanager

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from models.errors import UserError
 from train.setup.config import check_types, difference, plain, without
-from train.storage import checkpoint, details, paths
+from train.storage import checkpoint, details, paths, sharded
 from train.storage.files import parse_json, read_json, remove, write_atomically, write_json
 from train.storage.lock import Lock
 
@@ -52,6 +54,7 @@ class Workdir(contextlib.ExitStack):
     def __init__(self, path: Path):
         super().__init__()
         self.path = path
+        self.is_shared = False  # whether all processes write their shards into it
         self._lock = Lock(path)
         self.enter_context(checkpoint.full_disk_is_said(path))
         self.callback(self._lock.release)
@@ -86,6 +89,20 @@ class Workdir(contextlib.ExitStack):
             contextlib.closing(checkpoint.Checkpoints(self.path / "checkpoints", keep, headline))
         )
         return before
+
+    def share(self, keep: int, headline: str) -> None:
+        """Makes `checkpoints` those to which each process writes its shards; every process calls it after `open`.
+
+        Args:
+          keep: see `open`.
+          headline: see `open`.
+        """
+        self.is_shared = True
+        if jax.process_index():
+            self.enter_context(details.redirect(self.path / f"details-{jax.process_index()}.log"))
+        self.checkpoints = self.enter_context(
+            contextlib.closing(sharded.ShardedCheckpoints(self.path / "checkpoints", keep, headline))
+        )
 
     def record_paths(self, config: Mapping[str, Any]) -> None:
         """Writes paths.json once the files that the config names are known to be those of the run in the folder."""
