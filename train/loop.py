@@ -1,7 +1,6 @@
 """The training loop: every experiment, task, pruning run and study goes through `train`."""
 
 import dataclasses
-import hashlib
 import itertools
 import time
 from collections.abc import Mapping
@@ -21,7 +20,8 @@ from train.setup import extension
 from train.setup.config import Config, difference, plain
 from train.state import TrainState
 from train.storage import checkpoint
-from train.storage.files import expanded, read_json, write_json
+from train.storage.files import read_json, sha256, write_json
+from train.storage.remote import fetched
 from train.storage.sharded import ShardedCheckpoints
 from train.storage.workdir import Workdir
 
@@ -57,7 +57,7 @@ def train(
     """
     started = started or time.time()
     console = console or rich.console.Console(quiet=True)
-    with Workdir(expanded(workdir).absolute()) as folder:
+    with Workdir(workdir) as folder:
         multihost.on_primary(folder.reserve)
         multihost.check_same("config", plain(config))
         run = build_run(config)
@@ -93,7 +93,7 @@ def _record(run: Run) -> dict[str, Any]:
     if run.start:
         record["arrays of init_from"] = run.start
     if run.prune and run.prune.file:
-        record["file of optimizer.prune"] = hashlib.sha256(expanded(run.prune.file).read_bytes()).hexdigest()[:16]
+        record["file of optimizer.prune"] = sha256(fetched(run.prune.file))[:16]
     return record
 
 

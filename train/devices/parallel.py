@@ -8,7 +8,7 @@ device axis, so that code outside this file does not depend on the way.
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,11 @@ from models.kernels import runtime
 from train.devices.fsdp import AXIS, Shards
 
 KINDS = ("pmap", "shard_map", "fsdp")
+
+
+def by_slice(devices: Sequence[Any]) -> list[Any]:
+    """Returns devices so that those of one TPU slice are neighbors, and few messages cross the network of hosts."""
+    return sorted(devices, key=lambda device: getattr(device, "slice_index", 0))
 
 
 class Parallel:
@@ -37,8 +42,7 @@ class Parallel:
     def __init__(self, kind: str = "pmap", count: int = 0):
         if kind not in KINDS:
             raise choice_error("parallel", kind, KINDS)
-        # Devices of one slice are neighbors: only one message in a ring per slice then crosses the network between them.
-        present = sorted(jax.devices(), key=lambda device: getattr(device, "slice_index", 0))
+        present = by_slice(jax.devices())
         if count > len(present) or count < 0:
             raise UserError(f"devices={count}: there are {len(present)} ({present[0].platform}); set 0 to use all")
         if count and jax.process_count() > 1 and count != len(present):
@@ -61,7 +65,7 @@ class Parallel:
 
     @property
     def is_split(self) -> bool:
-        """Whether a process holds only its shards of the state, and no whole state."""
+        """True if a process holds only its shards of the state, and no whole state."""
         return self.kind == "fsdp" and jax.process_count() > 1
 
     def check_batch(self, name: str, size: int) -> None:

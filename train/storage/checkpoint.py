@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import errno
 import json
 import logging
 import math
@@ -19,9 +18,7 @@ import numpy as np
 from models.errors import UserError
 from train.optim.parameters import named
 from train.storage import checkpoint_format, details
-from train.storage.files import remove
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from train.storage.files import is_full, remove
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
@@ -104,12 +101,20 @@ class Checkpoints:
       keep: number of latest checkpoints to keep, besides the best one.
       headline: the metric that decides which checkpoint is best; higher is better.
       read_only: the folder belongs to another run, which may be writing: nothing is created or removed.
+      published: is called in the background after each save.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, headline: str | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        headline: str | None = None,
+        read_only: bool = False,
+        published: Callable[[], None] = lambda: None,
+    ):
         self.folder = Path(folder).absolute()
         self.headline = headline
-        self._keep, self._read_only = keep, read_only
+        self._keep, self._read_only, self._published = keep, read_only, published
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, concurrent.futures.Future] | None = None
         if not read_only:
@@ -192,7 +197,7 @@ class Checkpoints:
         except BaseException:
             remove(temporary)  # frees space on a full disk
             raise
-        self._thin_out()
+        self._conclude()
 
     def _temporary(self, step: int) -> Path:
         """Returns the folder in which a checkpoint is written."""
@@ -203,12 +208,13 @@ class Checkpoints:
         self._discard(step)  # a damaged checkpoint of this step that could not be moved aside
         self._temporary(step).rename(self._path(step))
 
-    def _thin_out(self) -> None:
-        """Removes old checkpoints, except the best."""
+    def _conclude(self) -> None:
+        """Removes old checkpoints, except the best, and says that there is a new one."""
         steps = self.steps()
         for old in set(steps[: -self._keep]) - {self.best()}:
             with contextlib.suppress(OSError):  # the new checkpoint is complete; the next save tries again
                 self._discard(old)
+        self._published()
 
     def _discard(self, step: int) -> None:
         """Removes a checkpoint atomically: readers see all of it or nothing, even if this process is killed."""
@@ -338,10 +344,3 @@ def full_disk_is_said(folder: Path) -> Iterator[None]:
             raise
         resume_hint = Checkpoints(folder / "checkpoints", read_only=True).resume_hint()
         raise UserError(f"no disk space in {folder}: {error.strerror}; {resume_hint}") from error
-
-
-def is_full(error: Exception) -> bool:
-    """Returns whether the cause of an error is a full disk."""
-    if isinstance(error, OSError):
-        return error.errno in DISK_FULL
-    return "No space left" in str(error) or "quota exceeded" in str(error)

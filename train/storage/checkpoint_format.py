@@ -17,12 +17,13 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from models.errors import UserError
 from train.storage.files import sha256
 
 # Orbax misreads these parts of a path as patterns ("runs[1]") or protocols ("a:/b"), and rejects paths not in UTF-8.
@@ -101,10 +102,13 @@ def _whole(state: Path) -> dict[str, np.ndarray]:
     """Returns the arrays of a folder that Orbax has written, by path, as numpy arrays."""
     if not (state / "_sharding").exists():  # numpy arrays, from one process
         return orbax_alone().restore(state, args=ocp.args.StandardRestore())
-    checkpointer = orbax_alone(ocp.PyTreeCheckpointHandler)
-    names = checkpointer.metadata(state).item_metadata.tree
-    whole = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    return checkpointer.restore(state, args=ocp.args.PyTreeRestore(restore_args=whole))
+    whole = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes(state)}
+    return orbax_alone(ocp.PyTreeCheckpointHandler).restore(state, args=ocp.args.PyTreeRestore(restore_args=whole))
+
+
+def shapes(state: Path) -> dict[str, Any]:
+    """Returns objects with the shape and the dtype of each array in a folder that Orbax has written."""
+    return cast(Any, orbax_alone(ocp.PyTreeCheckpointHandler).metadata(state)).item_metadata.tree
 
 
 @contextlib.contextmanager
@@ -159,7 +163,7 @@ def verify_files(expected: Mapping[str, str], actual: Mapping[str, str]) -> None
 
 def brief(error: Exception) -> str:
     """Returns an error message of a few words; messages of tensorstore can fill a screen."""
-    if type(error) is ValueError and len(str(error)) < 120:
+    if isinstance(error, UserError) or (type(error) is ValueError and len(str(error)) < 120):
         return str(error)
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:100]}{'…' * (len(first) > 100)}"

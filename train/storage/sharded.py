@@ -7,7 +7,6 @@ process 0 collects the digests; when a run resumes, each process verifies a part
 
 import contextlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,11 +33,12 @@ class ShardedCheckpoints(checkpoint.Checkpoints):
       folder: as all processes see it.
       keep: see `checkpoint.Checkpoints`.
       headline: see `checkpoint.Checkpoints`.
+      published: see `checkpoint.Checkpoints`; called on process 0.
     """
 
-    def __init__(self, folder: Path, keep: int, headline: str):
+    def __init__(self, folder: Path, keep: int, headline: str, published: Callable[[], None] = lambda: None):
         self._is_primary = jax.process_index() == 0
-        super().__init__(folder, keep, headline, read_only=not self._is_primary)
+        super().__init__(folder, keep, headline, read_only=not self._is_primary, published=published)
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(), timeout_secs=SECONDS)
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any], scores: Mapping[str, float]) -> None:
@@ -80,7 +80,7 @@ class ShardedCheckpoints(checkpoint.Checkpoints):
             if self._is_primary:
                 remove(temporary)
             raise
-        self._thin_out()
+        self._conclude()
 
     def newest_whole(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
         """Returns the JSON of the newest undamaged checkpoint, None if there are no checkpoints.
@@ -129,7 +129,7 @@ class ShardedCheckpoints(checkpoint.Checkpoints):
             leaves = read_shards(self._path(step), template, f"checkpoint {step} in {self.folder.parent}")
         except (UserError, ValueError) as error:
             reason = str(error)
-        for reason in filter(None, multihost.gather(reason)):
+        if reason := next(filter(None, multihost.gather(reason)), ""):
             raise UserError(reason)
         return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in named(template)])
 
@@ -153,8 +153,7 @@ def read_shards(folder: Path, template: Any, what: str) -> dict[str, jax.Array]:
     """
     try:
         with checkpoint_format.plain_path(folder) as plain:
-            tree = checkpoint_format.orbax_alone(ocp.PyTreeCheckpointHandler).metadata(plain / "state").item_metadata
-            checkpoint.check_fits(template, tree.tree, what)
+            checkpoint.check_fits(template, checkpoint_format.shapes(plain / "state"), what)
             restored = ocp.args.StandardRestore(named(template))
             return checkpoint_format.orbax_alone().restore(plain / "state", args=restored)
     except UserError:
