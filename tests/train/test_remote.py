@@ -174,10 +174,11 @@ def test_predicting_and_exporting(objects, whole, tmp_path):
     network, state = restore.load_network(RUN)
     write.of_run(network, state, "safetensors", tmp_path / "exported")
     upload(tmp_path / "exported", "s3://bucket/exported")
+    upload(tiny.ROOT / "experiments/samples/digit0.png", "s3://bucket/digit0.png")
     from train.export import loaded
 
     for where in (RUN, "s3://bucket/exported"):
-        rows = predict.predict(loaded.load(where), ["experiments/samples/digit0.png"], 1)
+        rows = predict.predict(loaded.load(where), predict.named(["s3://bucket/digit0.png"]), 1)
         assert "error" not in rows[0]
 
 

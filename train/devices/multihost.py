@@ -1,7 +1,8 @@
 """Training one run with several processes, on one machine or many.
 
 Every process runs the same command. Only process 0, the primary, reads and writes the workdir and prints progress. It
-sends what it reads to the others over the network, so that they only need access to the data.
+sends what it reads to the others over the network, so that they only need access to the data. Checkpoints
+of a state that is sharded over processes are the exception (train/storage/sharded.py).
 """
 
 import contextlib
