@@ -3,6 +3,7 @@
 The store is in memory (tests/objects.py); epath and fsspec are the real ones.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -161,6 +162,16 @@ def test_the_lease_of_a_dead_process_ends(objects, monkeypatch):
     assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
 
 
+def test_a_process_whose_lease_was_taken_writes_no_more(objects):
+    mirror = opened()
+    held = {"process": 1, "host": "other", "since": "now", "renewed": time.time()}
+    remote._Store(RUN).write(remote.LEASE, json.dumps(held).encode())
+    with pytest.raises(UserError, match=f"checkpoint 1 in .*: {RUN} is now being trained by process 1 on other since"):
+        saved(mirror, 1)
+    mirror.close()
+    assert objects_of(RUN).keys() == {remote.LEASE}
+
+
 def test_another_config_is_refused_and_nothing_is_changed(objects, whole):
     upload(whole, RUN)
     before = in_memory.contents()
@@ -269,6 +280,17 @@ def test_an_unreachable_store_gives_one_line(objects, monkeypatch):
     monkeypatch.setattr(objects, "before", staticmethod(unreachable))
     with pytest.raises(UserError, match=f"^{RUN} cannot be used: ConnectionError: no route$"):
         loop.train(tiny.config(), RUN)
+
+
+def test_a_full_cache_gives_one_line(objects, monkeypatch):
+    remote._Store("gs://bucket").write("file", b"1")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remote.shutil, "copyfileobj", full)
+    with pytest.raises(UserError, match="^gs://bucket/file cannot be copied: no space left in .*/cache/ablate$"):
+        remote.fetched("gs://bucket/file")
 
 
 def test_other_paths_must_be_local(objects):

@@ -197,7 +197,7 @@ def all_see(folder: Path) -> bool:
     """Returns whether all processes see the same folder, which exists on process 0, at this path."""
     probe = folder / f".seen-{gather(secrets.token_hex(8))[0]}.tmp"
     on_primary(probe.touch)
-    seen = gather(probe.exists())
+    seen = gather(os.path.exists(probe))
     if jax.process_index() == 0:
         probe.unlink()
     return all(seen)

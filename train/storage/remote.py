@@ -15,20 +15,24 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
 from models.kernels import runtime
-from train.storage.files import expanded, is_remote, parse_json, remove, sha256
+from train.storage.files import expanded, is_full, is_remote, parse_json, remove, sha256
 from train.storage.lock import HeldError
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}  # with the package that each needs
 RENEWAL = 30  # seconds between renewals of a lease
 EXPIRY = 120  # seconds after which a lease that was not renewed counts as abandoned
 LEASE = ".lease.json"
-_HELD = {"type": "object", "required": ["process", "host", "since", "renewed"]}
+_HELD = {
+    "type": "object",
+    "required": ["process", "host", "since", "renewed"],
+    "properties": {"process": {"type": "integer"}, "renewed": {"type": "number"}},
+}
 _STEP = re.compile(r"(checkpoints/[0-9]+)/.+")
 _MARK = "about/metadata"
 _SMALL = 1 << 20  # bytes; smaller files are always copied again, because not all stores tell when a file was written
@@ -48,13 +52,13 @@ def fetched(path: str | Path) -> Path:
     import filelock
 
     source, local = _Store(str(path)), _cached("copies", str(path))
-    local.parent.mkdir(parents=True, exist_ok=True)
-    with source.reached(), filelock.FileLock(f"{local}.lock"):
-        if source.is_file():
-            source.get([("", local)])
-            return local
-        if not source.get_folder(local):
-            raise UserError(f"{path}: there is no such file or folder")
+    with source.reached():
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{local}.lock"):
+            if source.is_file():
+                source.get([("", local)])
+            elif not source.get_folder(local):
+                raise UserError(f"{path}: there is no such file or folder")
     return local
 
 
@@ -86,8 +90,8 @@ class _Store:
             package = SCHEMES[scheme]
             if isinstance(error, ImportError) and not importlib.util.find_spec(package):
                 raise UserError(f"{self.where}: {scheme}:// needs a package: pip install {package}") from None
-            if isinstance(error, OSError) and error.errno is not None and error.filename is None and error.strerror:
-                raise  # of the local disk, e.g. when it is full
+            if is_full(error):
+                raise UserError(f"{self.where} cannot be copied: no space left in {runtime.cache_folder()}") from error
             lines = str(error).splitlines() or [""]
             raise UserError(f"{self.where} cannot be used: {type(error).__name__}: {lines[0][:200]}") from error
 
@@ -242,6 +246,8 @@ class Mirror:
           UserError: the store cannot be reached.
         """
         with self._store.reached():
+            if self._lease:
+                self._lease.check()
             present = [name for name in _files(self.local) if not any(part[0] == "." for part in name.split("/"))]
             small = {
                 name: _state(self.local / name)
@@ -297,14 +303,14 @@ class _Lease:
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        before = self._holder()
-        while before and time.time() - before["renewed"] < EXPIRY:
+        before, began = self._holder(), time.time()
+        while before and time.time() < min(before["renewed"], began) + EXPIRY:
             self._ended.wait(RENEWAL / 15)
             now = self._holder()
             if now and now["renewed"] != before["renewed"]:
                 raise HeldError(
-                    f"{store.where} is being trained by process {now['process']} on {now['host']} since "
-                    f"{now['since']}: wait until it ends, or choose another --workdir"
+                    f"{store.where} is being trained by {_described(now)}: wait until it ends, or choose "
+                    "another --workdir"
                 )
             before = now
         self._renew()
@@ -321,11 +327,24 @@ class _Lease:
     def _keep(self) -> None:
         while not self._ended.wait(RENEWAL):
             with contextlib.suppress(Exception):  # the next checkpoint reports a store that cannot be reached
+                self.check()
                 self._renew()
+
+    def check(self) -> None:
+        """Raises HeldError if another process has taken the lease, because this one could not renew it for too long."""
+        holder = self._holder()
+        if holder and {**holder, "renewed": 0} != {**self._content, "renewed": 0}:
+            self._ended.set()
+            raise HeldError(f"{self._store.where} is now being trained by {_described(holder)}")
 
     def release(self) -> None:
         """Removes the lease."""
-        self._ended.set()
-        self._thread.join()
-        with contextlib.suppress(Exception):
-            self._store.remove([LEASE])
+        if not self._ended.is_set():
+            self._ended.set()
+            self._thread.join()
+            with contextlib.suppress(Exception):
+                self._store.remove([LEASE])
+
+
+def _described(holder: Mapping[str, Any]) -> str:
+    return f"process {holder['process']} on {holder['host']} since {holder['since']}"

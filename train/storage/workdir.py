@@ -70,7 +70,10 @@ class Workdir(contextlib.ExitStack):
           UserError: another process trains in it.
         """
         if self._mirror:
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot use {self.path}: {error.strerror}") from error
         if self.path.is_dir():
             self._lock.acquire()
         if self._mirror:
