@@ -32,9 +32,18 @@ flags.disclaim_key_flags()  # absl assigns flags that are defined here to the ca
 
 
 class _Path(flags.ArgumentParser):
-    """A parser of paths that expands `~`, because shells do not expand it after "="."""
+    """A parser of paths that expands `~`, because shells do not expand it after "=".
+
+    Args:
+      remote: whether the path may be on an object store.
+    """
+
+    def __init__(self, remote: bool):
+        self._remote = remote
 
     def parse(self, argument: str) -> str:
+        if not self._remote and "://" in argument:
+            raise ValueError("this path must be local")
         return os.path.expanduser(argument)
 
 
@@ -45,9 +54,9 @@ class _Paths(flags.ListParser):
         return list(map(os.path.expanduser, super().parse(argument)))
 
 
-def define_path(name: str, default: str | None, help: str, **options: Any) -> flags.FlagHolder:
-    """Defines a flag that holds a path."""
-    return flags.DEFINE(_Path(), name, default, help, serializer=flags.ArgumentSerializer(), **options)
+def define_path(name: str, default: str | None, help: str, remote: bool = False, **options: Any) -> flags.FlagHolder:
+    """Defines a flag that holds a path; with `remote`, one that may be on an object store, such as gs://bucket/run."""
+    return flags.DEFINE(_Path(remote), name, default, help, serializer=flags.ArgumentSerializer(), **options)
 
 
 def define_paths(name: str, default: list[str], help: str, **options: Any) -> flags.FlagHolder:

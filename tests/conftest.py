@@ -34,6 +34,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 LONG = """
 models/test_any_network.py
 train/devices/test_multihost.py
+train/devices/test_sharded_checkpoints.py
 train/test_export.py
 train/test_loop.py
 train/optim/test_pruning.py
@@ -44,6 +45,7 @@ train/data/test_stream.py
 models/test_hostile.py
 train/tasks/test_adaptive.py
 train/test_adaptive.py
+train/test_remote.py
 train/test_hostile_workdir.py
 train/test_step.py
 models/test_gated.py

@@ -20,7 +20,9 @@ Exit codes: 0 success, 1 internal error, 2 user error, 130 ctrl-C (after saving)
 saving; the run is not finished). Under Slurm with --requeue, such a job is requeued.
 """
 
-WORKDIR = command.define_path("workdir", None, "Folder of this run: config, metrics, checkpoints, pictures, summary.")
+WORKDIR = command.define_path(
+    "workdir", None, "Folder of this run: config, metrics, checkpoints, pictures, summary.", remote=True
+)
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print data, steps, cost, memory, time and the resolved config; train nothing."
 )

@@ -1,11 +1,11 @@
 """The training loop: every experiment, task, pruning run and study goes through `train`."""
 
-import hashlib
+import dataclasses
 import itertools
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import rich.console
@@ -14,13 +14,15 @@ from models.errors import UserError
 from train.devices import multihost
 from train.interruption import Interruption
 from train.recording import summary
-from train.recording.recorder import Recorder, check_finite
+from train.recording.recorder import Recorder, check_finite, check_finite_shards
 from train.run import Run, build_run
 from train.setup import extension
 from train.setup.config import Config, difference, plain
 from train.state import TrainState
 from train.storage import checkpoint
-from train.storage.files import expanded, read_json, write_json
+from train.storage.files import read_json, sha256, write_json
+from train.storage.remote import fetched
+from train.storage.sharded import ShardedCheckpoints
 from train.storage.workdir import Workdir
 
 
@@ -55,7 +57,7 @@ def train(
     """
     started = started or time.time()
     console = console or rich.console.Console(quiet=True)
-    with Workdir(expanded(workdir).absolute()) as folder:
+    with Workdir(workdir) as folder:
         multihost.on_primary(folder.reserve)
         multihost.check_same("config", plain(config))
         run = build_run(config)
@@ -63,9 +65,11 @@ def train(
             _say(console, note)
         record = _record(run)
         multihost.check_same("data or start of the run", record)
-        (saved, finished), state = multihost.from_primary(
-            lambda: _resume(run, folder, record, console, extend), run.state
-        )
+        opening = multihost.from_primary(
+            lambda: (folder.open(run.config, record, run.keep, run.task.headline, extend), ()), ()
+        )[0]
+        resume = _resume_shards if _share(run, folder, console) else _resume_whole
+        (saved, finished), state = resume(run, folder, _Start(record, console, opening))
         end = min(until or run.total, run.total)
         if end < run.total and saved["step"] >= end + run.config["steps_per_call"]:
             raise UserError(f"{folder.path} is at step {saved['step']}, beyond {end}, where it should pause: delete it")
@@ -89,27 +93,96 @@ def _record(run: Run) -> dict[str, Any]:
     if run.start:
         record["arrays of init_from"] = run.start
     if run.prune and run.prune.file:
-        record["file of optimizer.prune"] = hashlib.sha256(expanded(run.prune.file).read_bytes()).hexdigest()[:16]
+        record["file of optimizer.prune"] = sha256(fetched(run.prune.file))[:16]
     return record
 
 
-def _resume(
-    run: Run, folder: Workdir, record: Mapping[str, Any], console: rich.console.Console, extend: bool
-) -> tuple[tuple[dict[str, Any], dict[str, Any] | None], TrainState]:
-    """Opens the workdir and reads the newest checkpoint.
+def _share(run: Run, folder: Workdir, console: rich.console.Console) -> bool:
+    """Returns whether each process writes and reads its shards of the state, and prepares the folder for that."""
+    if not run.parallel.is_split:
+        return False
+    if not multihost.all_see(folder.path):
+        _say(
+            console,
+            f"not all processes see {folder.path}: process 0 gathers the whole state for each checkpoint (a --workdir "
+            "that all hosts share lets each process write its shards)",
+        )
+        return False
+    folder.share(run.keep, run.task.headline)
+    return True
 
-    Returns:
-      (the JSON of the newest checkpoint, the summary if the run is finished), and the state.
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """The start of a run in its folder, new or resumed.
+
+    Attributes:
+      record: see `_record`.
+      console: shows lines.
+      before: the duration of the run in the folder if it is extended, else None.
+    """
+
+    record: Mapping[str, Any]
+    console: rich.console.Console
+    before: str | None
+
+    def say(self, line: str) -> None:
+        """Shows a line."""
+        _say(self.console, line)
+
+    def warn(self, line: str) -> None:
+        """Shows a warning."""
+        _say(self.console, f"warning: {line}")
+
+
+Saved = tuple[dict[str, Any], dict[str, Any] | None]  # the JSON of the newest checkpoint; the summary of a finished run
+_NEW: dict[str, Any] = {"step": 0, "seconds": 0.0, "recorder": None}
+
+
+def _resume_whole(run: Run, folder: Workdir, start: _Start) -> tuple[Saved, TrainState]:
+    """Reads the newest checkpoint on process 0, which sends the state to the others.
 
     Raises:
       UserError: the checkpoints belong to other data or another network, or all of them are damaged.
     """
-    before = folder.open(run.config, record, run.keep, run.task.headline, extend)
-    newest = folder.checkpoints.restore_newest(warn=lambda line: _say(console, f"warning: {line}"))
-    if not newest:
-        folder.record_paths(run.config)
-        return ({"step": 0, "seconds": 0.0, "recorder": None}, None), run.state
-    leaves, saved = newest
+
+    def read():
+        newest = folder.checkpoints.restore_newest(start.warn)
+        if not newest:
+            folder.record_paths(run.config)
+            return (_NEW, None), run.state
+        leaves, saved = newest
+        if finished := _check(run, folder, start, saved):
+            return (saved, finished), run.state
+        state = checkpoint.unflatten(run.state, leaves, f"checkpoint {saved['step']} in {folder.path}")
+        start.say(f"resuming from step {saved['step']} of {run.total}")
+        return (saved, None), state
+
+    return multihost.from_primary(read, run.state)
+
+
+def _resume_shards(run: Run, folder: Workdir, start: _Start) -> tuple[Saved, TrainState]:
+    """Reads the newest checkpoint, each process its shards; otherwise as `_resume_whole`, with the state placed."""
+    checkpoints = cast(ShardedCheckpoints, folder.checkpoints)
+    saved = checkpoints.newest_whole(start.warn)
+    if not saved:
+        multihost.on_primary(lambda: folder.record_paths(run.config))
+        return (_NEW, None), run.state
+    finished, _ = multihost.from_primary(lambda: (_check(run, folder, start, saved), ()), ())
+    if finished:
+        return (saved, finished), run.state
+    state = checkpoints.read(saved["step"], run.parallel.placed(run.state))
+    start.say(f"resuming from step {saved['step']} of {run.total}")
+    return (saved, None), state
+
+
+def _check(run: Run, folder: Workdir, start: _Start, saved: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Checks on process 0 that a checkpoint belongs to the run, and extends the run; returns its summary if finished.
+
+    Raises:
+      UserError: the checkpoint belongs to other data, or the summary is damaged.
+    """
+    record = start.record
     implied = {key: record[key] for key in ("background",) if key in record}  # 0.1.0 did not record it
     if changed := difference({**implied, **saved["data"]}, record):
         raise UserError(
@@ -117,19 +190,17 @@ def _resume(
             "choose another --workdir"
         )
     folder.record_paths(run.config)
-    if before is not None:
-        line = extension.effect(run.config, run.durations, before, saved["step"])
+    if start.before is not None:
+        line = extension.effect(run.config, run.durations, start.before, saved["step"])
         folder.extend(run.config["duration"], saved["step"])
-        _say(console, line)
+        start.say(line)
     path = folder.path / "summary.json"
     if saved["step"] == run.total and path.exists():
         try:
-            return (saved, read_json(path, summary.SCHEMA)), run.state
+            return read_json(path, summary.SCHEMA)
         except UserError as error:
             raise UserError(f"{error}; delete it, and the same command evaluates the run again") from None
-    state = checkpoint.unflatten(run.state, leaves, f"checkpoint {saved['step']} in {folder.path}")
-    _say(console, f"resuming from step {saved['step']} of {run.total}")
-    return (saved, None), state
+    return None
 
 
 class _Training:
@@ -159,6 +230,7 @@ class _Training:
     ):
         self._run, self._folder, self._record = run, folder, record
         self._is_primary = jax.process_index() == 0  # only the primary process reads and writes the workdir
+        self._shares = folder.is_shared  # except for the shards of each process in checkpoints
         self._state, self._done = run.parallel.place(state), saved["step"]
         self._results: dict[str, Any] = {}  # results of the evaluation after step `_done`, if there was one
         self._started, self._end = started, end
@@ -213,23 +285,30 @@ class _Training:
 
     def _save(self) -> None:
         """Starts to write a checkpoint in the background."""
-        host = check_finite(self._done, self._run.parallel.fetch(self._state))
-        if self._is_primary:
+        if self._shares:
+            check_finite_shards(self._done, self._state)
+            state = self._state
+        else:
+            state = check_finite(self._done, self._run.parallel.fetch(self._state))
+        if self._is_primary or self._shares:
             saved = {"seconds": time.time() - self._began, "data": self._record, "recorder": self._recorder.state()}
-            self._folder.checkpoints.save(self._done, host, saved, self._results)
+            self._folder.checkpoints.save(self._done, state, saved, self._results)
+
+    def _wait(self) -> None:
+        """Waits until the last checkpoint is on disk."""
+        if self._is_primary or self._shares:
+            self._folder.checkpoints.wait()
 
     def _stop(self, interrupted: str) -> dict[str, Any]:
         """Waits for the checkpoint of an interrupted run; returns the result of `train`."""
-        if self._is_primary:
-            self._folder.checkpoints.wait()
+        self._wait()
         self._recorder.say(f"{interrupted}: saved at step {self._done} of {self._run.total}; the same command resumes")
         return {"interrupted": interrupted, "step": self._done}
 
     def _conclude(self) -> dict[str, Any]:
         """Writes the summary and the files of the hooks, unless the run pauses; returns the summary."""
         run, recorder, is_last = self._run, self._recorder, self._done == self._run.total
-        if self._is_primary:
-            self._folder.checkpoints.wait()
+        self._wait()
         # There are no results yet if an earlier process was killed between the last checkpoint and the summary.
         results = self._results or run.evaluate(self._state, last=is_last)
         result = summary.create(

@@ -75,9 +75,10 @@ def named(paths: Sequence[str]) -> list[str]:
       UserError: a folder holds no images.
     """
     from train.data.sources.folder import images_in
+    from train.storage.remote import fetched
 
     names = []
-    for path in map(os.path.expanduser, paths):
+    for path in (str(fetched(path)) for path in paths):
         inside = [str(file) for file in images_in(Path(path))] if os.path.isdir(path) else [path]
         if not inside:
             raise UserError(f"{path}: there are no images in this folder")

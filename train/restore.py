@@ -15,7 +15,7 @@ from train.run import Network, Run, build_network, build_run
 from train.setup.config import Reader, keys
 from train.state import TrainState
 from train.storage import checkpoint, paths, workdir
-from train.storage.files import expanded
+from train.storage.remote import fetched
 
 # Keys that configs of earlier versions lack, with the values that reproduce their behavior
 EARLIER = {"lookahead": "", "ema_warmup": False}
@@ -67,7 +67,7 @@ def _read(folder: str | Path, which: str) -> tuple[Path, dict[str, Any], Leaves,
     """
     if which not in CHECKPOINTS:
         raise choice_error("--checkpoint", which, CHECKPOINTS)
-    path = expanded(folder)
+    path = fetched(folder)
     config = {**EARLIER, **paths.located(workdir.read_config(path), path)}
     # Files that the run started from may be gone, and there may be fewer devices; checkpoints hold unsharded arrays.
     config |= {"init_from": "", "data_init": "none", "devices": 1, "parallel": "pmap"}

@@ -113,6 +113,8 @@ def main() -> None:
     """Loads the run, draws the explanations, and writes and prints the results."""
     if not WORKDIR.value:
         raise UserError("--workdir is missing, e.g. --workdir=runs/x")
+    if "://" in WORKDIR.value and not OUT.value:
+        raise UserError(f"--out is missing: pictures cannot be written to {WORKDIR.value}")
     from models.explain import catalogue
 
     calls, indices = parsed_methods(catalogue.METHODS), parsed_indices()
@@ -169,7 +171,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # absl has one table of flags per process, and tests import this module
-    WORKDIR = command.define_path("workdir", None, "Folder of the run.")
+    WORKDIR = command.define_path("workdir", None, "Folder of the run.", remote=True)
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Checkpoint of the run: last, or best (on its test set).")
     IMAGE = command.define_paths("image", [], "Image files and folders of images, separated by commas.")
     SPLIT = flags.DEFINE_string("split", "test", "Split of the run's data, for --indices and top_patches.")

@@ -28,7 +28,7 @@ from train.data.sources import arrays, folder
 from train.export import cards
 from train.recording import summary
 from train.storage import checkpoint, checkpoint_format, workdir
-from train.storage.files import expanded, write_json
+from train.storage.files import expanded, is_full, write_json
 
 
 def images(root, *names):
@@ -121,7 +121,7 @@ def test_a_picture_for_which_there_is_no_space_is_named(monkeypatch):
     monkeypatch.setattr(Figure, "savefig", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         save(Figure(), "a/b.png")
-    assert caught.value.filename == "a/b.png" and checkpoint.is_full(caught.value)
+    assert caught.value.filename == "a/b.png" and is_full(caught.value)
 
 
 def test_a_checkpoint_that_needs_more_than_the_free_space_is_refused(tmp_path, monkeypatch):

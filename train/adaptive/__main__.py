@@ -122,7 +122,7 @@ def _budgets(texts: Sequence[str]) -> list[float]:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
-    WORKDIR = command.define_path("workdir", None, "Folder of the run.")
+    WORKDIR = command.define_path("workdir", None, "Folder of the run.", remote=True)
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Checkpoint of the run: last, or best (on its test set).")
     BUDGET = flags.DEFINE_list("budget", [], "Mult-adds, separated by commas, for a network with exits.")
     ANYTIME = flags.DEFINE_bool("anytime", False, "Apply the budget to every image instead of the average image.")

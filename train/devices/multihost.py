@@ -1,7 +1,8 @@
 """Training one run with several processes, on one machine or many.
 
 Every process runs the same command. Only process 0, the primary, reads and writes the workdir and prints progress. It
-sends what it reads to the others over the network, so that they only need access to the data.
+sends what it reads to the others over the network, so that they only need access to the data. Checkpoints
+of a state that is sharded over processes are the exception (train/storage/sharded.py).
 """
 
 import contextlib
@@ -9,11 +10,13 @@ import ctypes
 import json
 import os
 import re
+import secrets
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -188,6 +191,16 @@ def on_primary(action: Callable[[], None]) -> None:
         return None, ()
 
     from_primary(act, ())
+
+
+def all_see(folder: Path) -> bool:
+    """Returns whether all processes see the same folder, which exists on process 0, at this path."""
+    probe = folder / f".seen-{gather(secrets.token_hex(8))[0]}.tmp"
+    on_primary(probe.touch)
+    seen = gather(os.path.exists(probe))
+    if jax.process_index() == 0:
+        probe.unlink()
+    return all(seen)
 
 
 def from_primary(function: Callable[[], tuple[Any, Any]], like: Any) -> tuple[Any, Any]:

@@ -23,6 +23,11 @@ from train.devices.fsdp import AXIS, Shards
 KINDS = ("pmap", "shard_map", "fsdp")
 
 
+def by_slice(devices: Sequence[Any]) -> list[Any]:
+    """Returns devices so that those of one TPU slice are neighbors, and few messages cross the network of hosts."""
+    return sorted(devices, key=lambda device: getattr(device, "slice_index", 0))
+
+
 class Parallel:
     """The devices of a run, and the transformation of per-device programs to programs for all of them.
 
@@ -42,7 +47,7 @@ class Parallel:
         if described and kind == "pmap":
             kind = "shard_map"  # the same program per device, and pmap only lowers for hosts that are there
         self._is_described = bool(described)
-        present = list(described) or jax.devices()
+        present = by_slice(described or jax.devices())
         if count > len(present) or count < 0:
             raise UserError(f"devices={count}: there are {len(present)} ({present[0].platform}); set 0 to use all")
         processes = 1 if described else jax.process_count()
@@ -63,6 +68,11 @@ class Parallel:
         self._shards = Shards(self.mesh)
         # pmap has a separate device axis, [k, D, B / D, …]; shard_map shards the batch axis, [k, B, …].
         self._split = NamedSharding(mesh, PartitionSpec(None, AXIS))
+
+    @property
+    def is_split(self) -> bool:
+        """True if a process holds only its shards of the state, and no whole state."""
+        return self.kind == "fsdp" and jax.process_count() > 1
 
     def check_batch(self, name: str, size: int) -> None:
         """Raises UserError if `size` examples, the config's value of `name`, are not divisible among the devices."""
@@ -131,7 +141,19 @@ class Parallel:
         """Places a state, of which every process holds all, on the devices: replicated or, under "fsdp", sharded."""
         if self.kind != "fsdp":
             return self.replicate(state)
-        return jax.tree.map(lambda leaf: self._put(leaf, self._shards.sharding(leaf)), state)
+
+        def put(leaf):
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # placed already
+                return leaf
+            return self._put(leaf, self._shards.sharding(leaf))
+
+        return jax.tree.map(put, state)
+
+    def placed(self, state: Any) -> Any:
+        """Returns the shapes and shardings of the leaves of a state, placed under "fsdp"."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._shards.sharding(leaf)), state
+        )
 
     def bytes_per_device(self, state: Any) -> int:
         """Returns the number of bytes per device of a placed state."""

@@ -125,7 +125,7 @@ def table(rows: Sequence[Sequence[str]]) -> rich.table.Table:
 
 
 if __name__ == "__main__":  # flags are defined only here, since absl has one table of flags per process
-    WORKDIR = command.define_path("workdir", None, "Folder of the run.")
+    WORKDIR = command.define_path("workdir", None, "Folder of the run.", remote=True)
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Checkpoint of the run: last, or best (on its test set).")
     FORMAT = flags.DEFINE_string("format", "safetensors", "One of the formats above.")
     OUT = command.define_path("out", None, "Folder to write.")

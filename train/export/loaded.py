@@ -13,7 +13,7 @@ from train.data import background
 from train.data.decode import Decoder, of_file, of_pixels
 from train.data.source import Source
 from train.export import cards, formats
-from train.storage.files import expanded
+from train.storage.remote import fetched
 
 
 def _no_split(name: str) -> Source:
@@ -75,7 +75,7 @@ def load(where: str | Path, which: str | None = None) -> Loaded:
       UserError: the folder holds neither, it is damaged, or a library that the format needs is missing; or `which` is
         given for an exported network.
     """
-    folder = expanded(where)
+    folder = fetched(where)
     if not folder.is_dir():
         raise UserError(f"{where}: there is no such folder; give that of a run or of an exported network")
     if not cards.is_in(folder):

@@ -3,7 +3,8 @@
 from typing import Any
 
 from models.errors import UserError
-from train.storage.files import expanded, read_json
+from train.storage.files import read_json
+from train.storage.remote import fetched
 
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 SCHEMA = {
@@ -26,6 +27,6 @@ SCHEMA = {
 def read(path: str) -> dict[str, Any]:
     """Returns the content of a file of the hook sensitivity; raises UserError if it is damaged or another file."""
     try:
-        return read_json(expanded(path), SCHEMA)
+        return read_json(fetched(path), SCHEMA)
     except UserError as error:
         raise UserError(f"optimizer.prune: by='{path}' is not a file of the hook sensitivity: {error}") from None

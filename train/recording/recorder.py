@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
 
 from models.errors import UserError
 from train import evaluate
-from train.optim.parameters import parameter_name
+from train.optim.parameters import named, parameter_name
 from train.state import TrainState
 from train.storage import events, workdir
 
@@ -37,6 +38,19 @@ def check_finite(step: int, state: TrainState) -> TrainState:
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
             raise _not_finite(parameter_name(path), leaf[~np.isfinite(leaf)].flat[0], step)
     return state
+
+
+def check_finite_shards(step: int, state: TrainState) -> None:
+    """Raises NonFiniteError on every process if a number in a state, sharded over processes, is not finite."""
+    floats = {name: leaf for name, leaf in named(state).items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    for name, finite in jax.device_get(_finite(floats)).items():
+        if not finite:
+            raise _not_finite(name, float("nan"), step)
+
+
+@jax.jit
+def _finite(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
 
 
 class Recorder:

@@ -15,7 +15,7 @@ from models.errors import UserError
 from models.layers import low_bit
 from train.export import cards
 from train.storage import checkpoint, workdir
-from train.storage.files import expanded
+from train.storage.remote import fetched
 
 SHOWN = 5  # number of mismatched arrays that an error lists
 
@@ -54,7 +54,7 @@ def load(where: str | Path) -> Pretrained:
     Raises:
       UserError: there is no such network, or it is damaged.
     """
-    path = expanded(where)
+    path = fetched(where)
     if path.is_dir():
         return _load_export(path) if cards.is_in(path) else _load_run(path)
     if not path.exists():

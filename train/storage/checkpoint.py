@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import errno
 import json
 import logging
 import math
@@ -19,9 +18,7 @@ import numpy as np
 from models.errors import UserError
 from train.optim.parameters import named
 from train.storage import checkpoint_format, details
-from train.storage.files import remove
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from train.storage.files import is_full, remove
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
@@ -40,6 +37,12 @@ def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any
     Raises:
       UserError: names, shapes or types differ. The message lists up to five missing (-), unexpected (+) or other ones.
     """
+    check_fits(template, leaves, what)
+    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in named(template)])
+
+
+def check_fits(template: Any, leaves: Mapping[str, Any], what: str) -> None:
+    """Raises UserError as `unflatten` does; the leaves need only a shape and a dtype."""
     expected = named(template)
     faults = [f"- {name}" for name in expected.keys() - leaves.keys()]
     faults += [f"+ {name}" for name in leaves.keys() - expected.keys()]
@@ -51,7 +54,6 @@ def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(f"{what} does not fit this network: {'; '.join(sorted(faults)[:5])}{more}")
-    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in expected])
 
 
 def _warn(text: str) -> None:
@@ -99,12 +101,20 @@ class Checkpoints:
       keep: number of latest checkpoints to keep, besides the best one.
       headline: the metric that decides which checkpoint is best; higher is better.
       read_only: the folder belongs to another run, which may be writing: nothing is created or removed.
+      published: is called in the background after each save.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, headline: str | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        headline: str | None = None,
+        read_only: bool = False,
+        published: Callable[[], None] = lambda: None,
+    ):
         self.folder = Path(folder).absolute()
         self.headline = headline
-        self._keep, self._read_only = keep, read_only
+        self._keep, self._read_only, self._published = keep, read_only, published
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, concurrent.futures.Future] | None = None
         if not read_only:
@@ -157,27 +167,54 @@ class Checkpoints:
         """
         self.wait()
         leaves = flatten(state)
+        self._check_space(step, leaves)
+        self._start(step, lambda content: self._write(step, leaves, content), metadata, scores)
+
+    def _check_space(self, step: int, leaves: Mapping[str, Any]) -> None:
+        """Raises UserError if the disk has no space for arrays."""
         needed = 1.1 * sum(leaf.nbytes for leaf in leaves.values()) + 2**20  # a margin for metadata
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise self._no_space(step, f"it needs {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free")
-        metadata = json.loads(json.dumps({**metadata, "step": step, "scores": dict(scores)}))
-        self._writing = step, self._writer.submit(self._write, step, leaves, metadata)
 
-    def _write(self, step: int, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-        temporary = self.folder / f".new-{step}.tmp"
+    def _start(
+        self,
+        step: int,
+        write: Callable[[dict[str, Any]], None],
+        metadata: Mapping[str, Any],
+        scores: Mapping[str, float],
+    ) -> None:
+        """Starts `write` in the background, with the JSON of a checkpoint."""
+        content = json.loads(json.dumps({**metadata, "step": step, "scores": dict(scores)}))
+        self._writing = step, self._writer.submit(write, content)
+
+    def _write(self, step: int, leaves: Mapping[str, np.ndarray], content: Mapping[str, Any]) -> None:
+        temporary = self._temporary(step)
         try:
             remove(temporary)
-            checkpoint_format.write(temporary, leaves, metadata)
-            self._discard(step)  # a damaged checkpoint of this step that could not be moved aside
-            temporary.rename(self._path(step))
+            checkpoint_format.write(temporary, leaves, content)
+            self._publish(step)
         except BaseException:
             remove(temporary)  # frees space on a full disk
             raise
+        self._conclude()
+
+    def _temporary(self, step: int) -> Path:
+        """Returns the folder in which a checkpoint is written."""
+        return self.folder / f".new-{step}.tmp"
+
+    def _publish(self, step: int) -> None:
+        """Makes a written checkpoint visible, atomically."""
+        self._discard(step)  # a damaged checkpoint of this step that could not be moved aside
+        self._temporary(step).rename(self._path(step))
+
+    def _conclude(self) -> None:
+        """Removes old checkpoints, except the best, and says that there is a new one."""
         steps = self.steps()
         for old in set(steps[: -self._keep]) - {self.best()}:
             with contextlib.suppress(OSError):  # the new checkpoint is complete; the next save tries again
                 self._discard(old)
+        self._published()
 
     def _discard(self, step: int) -> None:
         """Removes a checkpoint atomically: readers see all of it or nothing, even if this process is killed."""
@@ -200,7 +237,7 @@ class Checkpoints:
         self._writing, problem = None, None
         try:
             future.result()
-        except (OSError, ValueError) as error:  # from the file system or from tensorstore
+        except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:  # from disks, tensorstore, other processes
             logging.getLogger(__name__).warning("checkpoint %d", step, exc_info=True)
             why = checkpoint_format.brief(error)
             problem = UserError(f"cannot write checkpoint {step} in {self.folder}: {why}; {self.resume_hint()}")
@@ -272,7 +309,12 @@ class Checkpoints:
           UserError: there are checkpoints, but all of them are damaged.
         """
         step, content, damaged = self.first_whole()
-        if content is None and damaged:
+        self._move_aside(step, damaged, warn)
+        return content
+
+    def _move_aside(self, step: int | None, damaged: Mapping[int, str], warn: Callable[[str], None]) -> None:
+        """Moves damaged checkpoints aside, unless there is no other; see `restore_newest`."""
+        if step is None and damaged:
             raise UserError(
                 f"every checkpoint in {self.folder} is damaged (that of step {max(damaged)}: "
                 f"{damaged[max(damaged)]}); choose another --workdir to start afresh"
@@ -286,7 +328,6 @@ class Checkpoints:
             except OSError as error:
                 where = f"it stays where it is ({error.strerror})"
             warn(f"checkpoint {other} is damaged ({reason}); {where}, using the one before it, of step {step}")
-        return content
 
 
 @contextlib.contextmanager
@@ -303,10 +344,3 @@ def full_disk_is_said(folder: Path) -> Iterator[None]:
             raise
         resume_hint = Checkpoints(folder / "checkpoints", read_only=True).resume_hint()
         raise UserError(f"no disk space in {folder}: {error.strerror}; {resume_hint}") from error
-
-
-def is_full(error: Exception) -> bool:
-    """Returns whether the cause of an error is a full disk."""
-    if isinstance(error, OSError):
-        return error.errno in DISK_FULL
-    return "No space left" in str(error) or "quota exceeded" in str(error)

@@ -15,13 +15,16 @@ import math
 import re
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from models.errors import UserError
+from train.storage.files import sha256
 
 # Orbax misreads these parts of a path as patterns ("runs[1]") or protocols ("a:/b"), and rejects paths not in UTF-8.
 _MISREAD = re.compile("[*?[\ud800-\udfff]|:/")
@@ -37,10 +40,21 @@ def write(folder: Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str,
       metadata: JSON with at least "step" and "scores".
     """
     folder.mkdir()
-    with _plain(folder) as plain:
-        _orbax().save(plain / "state", args=ocp.args.StandardSave(dict(leaves)))
-    metadata = {**metadata, "files": _digests(folder / "state")}
+    with plain_path(folder) as plain:
+        orbax_alone().save(plain / "state", args=ocp.args.StandardSave(dict(leaves)))
     (folder / "about").mkdir()
+    write_metadata(folder, metadata, digests(folder / "state"))
+
+
+def write_metadata(folder: Path, metadata: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Writes the JSON of a checkpoint whose arrays are written.
+
+    Args:
+      folder: the folder of the checkpoint, with a folder about/.
+      metadata: as of `write`.
+      files: the SHA-256 of each file in state/.
+    """
+    metadata = {**metadata, "files": dict(files)}
     (folder / "about" / "metadata").write_text(json.dumps({**metadata, "checksum": _checksum(metadata)}))
 
 
@@ -74,9 +88,9 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     metadata = read_metadata(folder)
     try:
         if "files" in metadata:
-            _verify_files(metadata["files"], _digests(folder / "state"))
-        with _plain(folder) as plain:
-            leaves = _orbax().restore(plain / "state", args=ocp.args.StandardRestore())
+            verify_files(metadata["files"], digests(folder / "state"))
+        with plain_path(folder) as plain:
+            leaves = _whole(plain / "state")
         if "crc32" in metadata:
             _verify_earlier(metadata, leaves)
         return leaves, metadata
@@ -84,8 +98,21 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(brief(error)) from error
 
 
+def _whole(state: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a folder that Orbax has written, by path, as numpy arrays."""
+    if not (state / "_sharding").exists():  # numpy arrays, from one process
+        return orbax_alone().restore(state, args=ocp.args.StandardRestore())
+    whole = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes(state)}
+    return orbax_alone(ocp.PyTreeCheckpointHandler).restore(state, args=ocp.args.PyTreeRestore(restore_args=whole))
+
+
+def shapes(state: Path) -> dict[str, Any]:
+    """Returns objects with the shape and the dtype of each array in a folder that Orbax has written."""
+    return cast(Any, orbax_alone(ocp.PyTreeCheckpointHandler).metadata(state)).item_metadata.tree
+
+
 @contextlib.contextmanager
-def _plain(folder: Path) -> Iterator[Path]:
+def plain_path(folder: Path) -> Iterator[Path]:
     """Yields a path that Orbax does not misread: that of the folder, or of a temporary link to it."""
     if not _MISREAD.search(str(folder)):
         yield folder
@@ -96,10 +123,10 @@ def _plain(folder: Path) -> Iterator[Path]:
         yield link
 
 
-def _orbax() -> ocp.Checkpointer:
-    # Arrays are complete and in numpy, so one process writes them without waiting for others.
+def orbax_alone(handler: Callable[..., Any] = ocp.StandardCheckpointHandler) -> ocp.Checkpointer:
+    """Returns Orbax's reader and writer, which waits for no other process."""
     alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+    return ocp.Checkpointer(handler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -115,15 +142,18 @@ def _checksum(metadata: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    digests = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+def files(folder: Path) -> list[str]:
+    """Returns the paths of all files in a folder, relative to it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def _verify_files(expected: Mapping[str, str], actual: Mapping[str, str]) -> None:
+def digests(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """Returns the SHA-256 of files in a folder by their relative paths; by default, of all."""
+    return {name: sha256(folder / name) for name in (files(folder) if names is None else names)}
+
+
+def verify_files(expected: Mapping[str, str], actual: Mapping[str, str]) -> None:
+    """Raises ValueError if a file in state/ is missing or its digest differs from the expected one."""
     for name, digest in expected.items():
         if name not in actual:
             raise ValueError(f"state/{name} is missing")
@@ -133,7 +163,7 @@ def _verify_files(expected: Mapping[str, str], actual: Mapping[str, str]) -> Non
 
 def brief(error: Exception) -> str:
     """Returns an error message of a few words; messages of tensorstore can fill a screen."""
-    if type(error) is ValueError and len(str(error)) < 120:
+    if isinstance(error, UserError) or (type(error) is ValueError and len(str(error)) < 120):
         return str(error)
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:100]}{'…' * (len(first) > 100)}"

@@ -1,10 +1,12 @@
 """Small files, validated when read and written atomically: a killed process leaves the old content or the new."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +15,25 @@ from typing import Any
 from models.errors import UserError
 
 LARGEST_JSON = 256 << 20  # bytes; metrics of long runs and results of studies are far smaller
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 ANY_OBJECT = {"type": "object"}
 _LONGEST_REASON = 200  # characters
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+def is_remote(path: str | Path) -> bool:
+    """Returns whether a path names something on an object store, e.g. gs://bucket/run."""
+    return bool(_REMOTE.match(str(path)))
 
 
 def expanded(path: str | Path) -> Path:
-    """Returns a user's path with `~` replaced by their home folder, and `~NAME` by that of an existing user."""
+    """Returns a user's path with `~` replaced by their home folder, and `~NAME` by that of an existing user.
+
+    Raises:
+      UserError: the path is remote; `train.storage.remote.fetched` takes such paths.
+    """
+    if is_remote(path):
+        raise UserError(f"{path}: this path must be local")
     return Path(os.path.expanduser(path))  # Path.expanduser raises for "~$draft.png"
 
 
@@ -46,6 +61,13 @@ def remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def is_full(error: Exception) -> bool:
+    """Returns whether the cause of an error is a full disk."""
+    if isinstance(error, OSError):
+        return error.errno in _DISK_FULL
+    return "No space left" in str(error) or "quota exceeded" in str(error)
 
 
 def sha256(path: Path) -> str:

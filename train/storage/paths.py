@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
-from train.storage.files import expanded, read_json
+from train.storage.files import expanded, is_remote, read_json
 
 NAME = "paths.json"
 SCHEMA = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -37,7 +37,7 @@ def relative(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """
     values = {}
     for key, text in _texts(config):
-        value = _mapped(key, text, lambda path: os.path.relpath(expanded(path), folder))
+        value = _mapped(key, text, lambda path: path if is_remote(path) else os.path.relpath(expanded(path), folder))
         if value is not None:
             values[key] = value
     return values
@@ -72,7 +72,7 @@ def located(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if place is not None:
             *sections, name = key.split(".")
             functools.reduce(operator.getitem, sections, located)[name] = place
-    if "data.dir" in texts and not os.path.exists(expanded(located["data"]["dir"])):
+    if "data.dir" in texts and not _exists(located["data"]["dir"]):
         located["data"]["dir"] = ""
     return located
 
@@ -95,6 +95,15 @@ def moved(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> set[s
         if key in before and key in now and pattern.sub("*", before[key]) == pattern.sub("*", now[key])
     }
     return recorded | dict(read(folder).items() & relative(new, folder).items()).keys()
+
+
+def _absolute(path: str) -> str:
+    return path if is_remote(path) else os.path.abspath(expanded(path))
+
+
+def _exists(path: str) -> bool:
+    """Returns whether a path exists, as far as this machine can tell."""
+    return is_remote(path) or os.path.exists(expanded(path))
 
 
 def _texts(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
@@ -128,6 +137,8 @@ def _place(key: str, text: str, value: str, folder: Path) -> str | None:
     places: list[str] = []
 
     def absolute(path: str) -> str:
+        if is_remote(path):
+            return path
         places.append(os.path.abspath(folder / path))
         return places[-1]
 
@@ -135,4 +146,4 @@ def _place(key: str, text: str, value: str, folder: Path) -> str | None:
     same = _mapped(key, value, lambda _: "*") == _mapped(key, text, lambda _: "*")
     if not same or not all(map(os.path.exists, places)):
         return None
-    return place if place != _mapped(key, text, lambda path: os.path.abspath(expanded(path))) else None
+    return place if place != _mapped(key, text, _absolute) else None

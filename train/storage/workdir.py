@@ -5,14 +5,16 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from models.errors import UserError
 from train.setup.config import check_types, difference, plain, without
-from train.storage import checkpoint, details, paths
-from train.storage.files import parse_json, read_json, remove, write_atomically, write_json
+from train.storage import checkpoint, details, paths, remote, sharded
+from train.storage.files import expanded, is_remote, parse_json, read_json, remove, write_atomically, write_json
 from train.storage.lock import Lock
 
 # A line of metrics.jsonl
@@ -44,14 +46,19 @@ class Workdir(contextlib.ExitStack):
     details of errors are written to details.log.
 
     Args:
-      path: the absolute path of the folder.
+      where: the folder. The run of a remote folder trains in a local one, which is copied (train/storage/remote.py).
+
+    Attributes:
+      path: the absolute path of the local folder.
     """
 
     checkpoints: checkpoint.Checkpoints
 
-    def __init__(self, path: Path):
+    def __init__(self, where: str | Path):
         super().__init__()
-        self.path = path
+        self._mirror = remote.Mirror(str(where)) if is_remote(where) else None
+        self.path = path = self._mirror.local if self._mirror else expanded(where).absolute()
+        self.is_shared = False  # whether all processes write their shards into it
         self._lock = Lock(path)
         self.enter_context(checkpoint.full_disk_is_said(path))
         self.callback(self._lock.release)
@@ -62,8 +69,16 @@ class Workdir(contextlib.ExitStack):
         Raises:
           UserError: another process trains in it.
         """
+        if self._mirror:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot use {self.path}: {error.strerror}") from error
         if self.path.is_dir():
             self._lock.acquire()
+        if self._mirror:
+            self.callback(self._mirror.close)
+            self._mirror.open()
 
     def open(
         self, config: Mapping[str, Any], record: Mapping[str, Any], keep: int, headline: str, extend: bool = False
@@ -81,11 +96,45 @@ class Workdir(contextlib.ExitStack):
           The duration of the run in the folder if it differs, else None.
         """
         before = claim(self.path, config, record, self._lock, extend)
+        if self._mirror:
+            self.push(self._copy_back)
         self.enter_context(details.redirect(self.path / "details.log"))
         self.checkpoints = self.enter_context(
-            contextlib.closing(checkpoint.Checkpoints(self.path / "checkpoints", keep, headline))
+            contextlib.closing(checkpoint.Checkpoints(self._folder, keep, headline, published=self._published))
         )
         return before
+
+    @property
+    def _folder(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def _published(self) -> Callable[[], None]:
+        """Returns what follows each new checkpoint."""
+        return self._mirror.push if self._mirror else lambda: None
+
+    def _copy_back(self, kind: type[BaseException] | None, *details: Any) -> None:
+        """Copies the folder to the store when the run ends; an earlier error is more important than one of this."""
+        del details
+        try:
+            self._published()
+        except UserError:
+            if kind is None:
+                raise
+
+    def share(self, keep: int, headline: str) -> None:
+        """Makes `checkpoints` those to which each process writes its shards; every process calls it after `open`.
+
+        Args:
+          keep: see `open`.
+          headline: see `open`.
+        """
+        self.is_shared = True
+        if jax.process_index():
+            self.enter_context(details.redirect(self.path / f"details-{jax.process_index()}.log"))
+        self.checkpoints = self.enter_context(
+            contextlib.closing(sharded.ShardedCheckpoints(self._folder, keep, headline, self._published))
+        )
 
     def record_paths(self, config: Mapping[str, Any]) -> None:
         """Writes paths.json once the files that the config names are known to be those of the run in the folder."""

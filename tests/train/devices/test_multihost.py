@@ -43,8 +43,8 @@ SHARDED = (
 SECONDS = 60  # the others must notice within this time
 
 
-def start(*flags, others=()):
-    """Starts two processes; process 1 also gets the flags `others`."""
+def start(*flags, others=(), count=2, devices=2):
+    """Starts processes, two by default; those after the first also get the flags `others`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -53,13 +53,13 @@ def start(*flags, others=()):
             **tiny.command(
                 *flags,
                 f"--coordinator=127.0.0.1:{port}",
-                "--processes=2",
+                f"--processes={count}",
                 f"--process={index}",
                 *(others if index else ()),
-                devices=2,
+                devices=devices,
             )
         )
-        for index in range(2)
+        for index in range(count)
     ]
 
 

@@ -1,5 +1,7 @@
 """The same step on one device and on four, by pmap and by shard_map, whole and in accumulated parts."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from models.errors import UserError
 from tests import tiny
 from tests.tiers import keep_first
-from train.devices.parallel import Parallel
+from train.devices.parallel import Parallel, by_slice
 from train.run import build_run
 
 
@@ -21,6 +23,12 @@ def trained(**changes):
     for _, items in run.feed.calls(0, 6):
         state, _ = run.train_call(state, run.feed.data, items)
     return run, state
+
+
+def test_devices_of_one_slice_are_neighbors():
+    devices = [types.SimpleNamespace(id=number, slice_index=number % 2) for number in range(6)]
+    assert [device.id for device in by_slice(devices)] == [0, 2, 4, 1, 3, 5]
+    assert by_slice(jax.devices()) == jax.devices()
 
 
 def parameters(**changes):

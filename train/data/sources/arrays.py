@@ -9,7 +9,7 @@ from models.weights import npz
 from train.data.identity import Digest
 from train.data.options import Options
 from train.data.source import Indices, Label, Source
-from train.storage.files import expanded
+from train.storage.remote import fetched
 
 MOST_CLASSES = 1 << 16  # allowed for classes without names; more only if there are more images
 
@@ -89,7 +89,7 @@ def _class_count(labels: np.ndarray, source: str, named: int) -> int:
 
 def from_npz(path: str, split: str, options: Options) -> ArraySource:
     """Returns a split of an .npz file; raises UserError if the file is damaged or lacks the split."""
-    with npz.opened(expanded(path)) as arrays:
+    with npz.opened(fetched(path)) as arrays:
         splits = [key.removesuffix("_image") for key in arrays if key.endswith("_image")]
         if split not in splits:
             if not splits:

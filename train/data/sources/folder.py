@@ -12,7 +12,7 @@ from train.data import identity
 from train.data.options import Options
 from train.data.source import Indices, Source
 from train.data.sources import listing
-from train.storage.files import expanded
+from train.storage.remote import fetched
 
 _HELD_OUT = 5  # one image in five is held out where the user made no split
 _SPLITS = ("train", "test", "train_fit", "validation")
@@ -50,7 +50,7 @@ class FolderSource(Source):
 
     def __init__(self, path: str, split: str, options: Options):
         """Lists the images of a split; raises UserError if the folder is not as described above."""
-        self.root = expanded(path)
+        self.root = fetched(path)
         if split not in _SPLITS:
             raise choice_error(f"split of folder {path}", split, _SPLITS)
         if not self.root.is_dir():

@@ -25,7 +25,7 @@ from models.transformer import BOS, EOS, PAD
 from models.weights.foreign import check_size, most_bytes, reading
 from train.data import shuffle
 from train.data.sources import grammar
-from train.storage.files import expanded
+from train.storage.remote import fetched
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,7 +48,7 @@ def read(source: str, languages: Sequence[str], split: str) -> list[list[str]]:
     """
     if source == "grammar":
         return grammar.sentences(languages, split)
-    folder = expanded(source.removeprefix("text:"))
+    folder = fetched(source.removeprefix("text:"))
     if not folder.is_dir():
         raise UserError(f"data.source={source}: there is no such folder")
     texts = [_lines(folder, f"{split}.{language}") for language in languages]

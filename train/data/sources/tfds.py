@@ -27,7 +27,8 @@ from train.data.decode import MOST_PIXELS
 from train.data.identity import Digest, of_files
 from train.data.options import Options
 from train.data.source import Indices, Label, Source
-from train.storage.files import expanded, read_json
+from train.storage.files import expanded, is_remote, read_json
+from train.storage.remote import fetched
 
 _RANDOM_ACCESS = ("array_record", "parquet")
 _NAMES = ("file_name", "id", "image/filename", "image/file_name")  # features that name an example
@@ -49,7 +50,7 @@ class TfdsSource(Source):
 
     def __init__(self, name: str, split: str, options: Options):
         """Opens split `split` ("train", "train[:90%]", …) of set `name`; UserError if it is missing or damaged."""
-        self.title, self.split, self.dir = name, split, data_dir(options.dir)
+        self.title, self.split, self.dir = name, split, data_dir(options.dir, name)
         self._lock, self._opened = threading.Lock(), None
         with self._reading():
             self._describe(name, split, options)
@@ -172,7 +173,7 @@ def described(name: str, options: Options) -> tuple[int, tuple[int, int, int]] |
       size open.
     """
     try:
-        info = tfds.builder(name, data_dir=data_dir(options.dir)).info
+        info = tfds.builder(name, data_dir=data_dir(options.dir, name)).info
         image, label = _keys(name, info)
         features = _features(info)
         height, width, channels = features[image].shape
@@ -182,9 +183,20 @@ def described(name: str, options: Options) -> tuple[int, tuple[int, int, int]] |
     return (features[label].num_classes, (height, width, channels)) if height and width else None
 
 
-def data_dir(configured: str) -> str:
-    """Returns the folder of the prepared sets: `configured`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return str(expanded(configured or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+def data_dir(configured: str, name: str = "") -> str:
+    """Returns the folder of the prepared sets: `configured`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Of a remote folder, only the set `name` is copied.
+    """
+    folder = configured or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    if name and is_remote(folder):
+        return str(fetched(f"{folder.rstrip('/')}/{_main(name)}").parent)
+    return str(expanded(folder))
+
+
+def _main(name: str) -> str:
+    """Returns the name of a set without its config and version."""
+    return re.split(r"[/:]", name)[0]
 
 
 def known_names(folder: str) -> list[str]:
@@ -211,7 +223,7 @@ def _is_prepared(path: Path) -> bool:
 
 def _builder(name: str, folder: str) -> tfds.core.DatasetBuilder:
     """Returns the builder of a set that is prepared for random access; raises UserError for any other set."""
-    path = Path(folder, re.split(r"[/:]", name)[0])
+    path = Path(folder, _main(name))
     if not _is_prepared(path):
         if path.name not in known_names(folder):
             raise unknown_name(path.name, folder)
