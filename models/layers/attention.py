@@ -140,15 +140,26 @@ _weigh.defvjp(_weigh_forward, _weigh_backward)
 
 
 def _flash(q, k, biased) -> bool:
-    """Returns whether cuDNN has a kernel for these shapes.
+    """Returns whether cuDNN has a kernel for these shapes on this GPU.
 
     The size of a head must be a multiple of 8 and at most 128. Gradients with a bias, or a mask, which cuDNN takes as a
     bias, need even lengths; `_even` handles odd lengths without a bias.
     """
-    if platform() != "gpu" or plain_wanted() or q.dtype not in (jnp.bfloat16, jnp.float16):
+    if platform() != "gpu" or plain_wanted() or q.dtype not in (jnp.bfloat16, jnp.float16) or not _has_flash():
         return False
     even = q.shape[1] % 2 == k.shape[1] % 2 == 0
     return q.size > 0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and (even or not biased)
+
+
+def _has_flash() -> bool:
+    """Returns whether cuDNN's flash attention supports the GPU: NVIDIA's of compute capability 8.0 (Ampere) or later.
+
+    A program that is traced on another backend is for a GPU that has it.
+    """
+    if jax.default_backend() != "gpu":
+        return True
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # "9.0"; "gfx90a" of an AMD GPU
+    return capability[:1].isdecimal() and float(capability) >= 8
 
 
 def _even(q, k, v, bias, mask, implementation) -> jax.Array:
@@ -189,8 +200,8 @@ class _Attention(nn.Module):
     def _project(self, x: jax.Array, name: str, parts: int, channels: int) -> list[jax.Array]:
         """Applies the dense layer `name` to x [N, T, ...] and splits it into `parts` arrays [N, T, H, C / H]."""
         y = self.dense(parts * channels, name=name)(x)
-        y = y.reshape(*x.shape[:2], parts, self.heads, channels // self.heads)
-        return [y[:, :, i] for i in range(parts)]
+        shape = (*x.shape[:2], self.heads, channels // self.heads)
+        return [part.reshape(shape) for part in jnp.split(y, parts, -1)]  # XLA copies less than in the other order
 
     def _output(self, y: jax.Array) -> jax.Array:
         """Joins the heads of y [N, T, H, C / H] and applies the dense layer "out": [N, T, C]."""

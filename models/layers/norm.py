@@ -299,9 +299,18 @@ class BatchNorm(nn.Module):
                 unbiased = var * (count / max(count - 1, 1))
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
-            for name, value in (("mean", mean), ("var", var)):
-                self.sow("batch_moments", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+            moments: dict[str, Any] = {"mean": mean, "var": var}
+            for name, value in moments.items():
+                self.sow("batch_moments", name, value, reduce_fn=_newest, init_fn=_nothing)
         return y
+
+
+def _newest(_: Any, new: Any) -> Any:
+    return new
+
+
+def _nothing() -> Any:
+    return None
 
 
 class _ExampleNorm(nn.Module):

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 import models
 from models.errors import UserError
+from models.kernels.tracing import for_platform
 from models.layers import attention, conv
 from models.layers.init import jit_once
 from tests.models.test_hostile import TRANSFORMER, images, shapes, small, some_in_full
@@ -21,8 +23,9 @@ from tests.networks import SMALL
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    with for_platform("gpu"):
+        yield
 
 
 def for_cuda(gradient, *inputs):
@@ -44,6 +47,18 @@ def test_gradients_of_attention_are_compiled_for_cuda(gpu, dtype, lengths, kind)
 
     flash = dtype != "float32" and (kind == "none" or max(length % 2 for length in lengths) == 0)
     assert for_cuda(jax.grad(loss, (0, 1, 2)), q, k, k) == (2 if flash else 0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "flash"),
+    [("7.5", False), ("8.0", True), ("9.0", True), ("12.1", True), ("gfx90a", False), (None, False)],
+)
+def test_cudnn_is_asked_only_on_a_gpu_that_it_supports(monkeypatch, capability, flash):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    q = images(2, 16, 2, 64, dtype="bfloat16")
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    assert (for_cuda(lambda q: attention.attend(q, q, q), q) > 0) == flash
 
 
 FAMILIES = {
