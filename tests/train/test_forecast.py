@@ -111,6 +111,17 @@ def test_on_a_tpu_fsdp_shards_the_state_and_gathers_parameters():
 
 @pytest.mark.full
 @TPU
+def test_two_slices_of_a_tpu_train_one_step():
+    target = topology.read("v5e:2x2,slices=2")
+    step = forecast.lower(tiny.config(devices=0, parallel="fsdp", model__width=32), target)
+    assert [device.slice_index for device in step.network.parallel.devices] == [0] * 4 + [1] * 4
+    with target.compiling():
+        program = step.lowered.compile()
+    assert sum(compiled.memory(program).values()) < target.memory
+
+
+@pytest.mark.full
+@TPU
 def test_on_a_tpu_the_resident_data_set_is_not_copied():
     """A gather from [N, H, W, C] would copy the whole set in each step."""
     target = topology.read("v5e:1x1")

@@ -23,7 +23,9 @@ from models.kernels.tracing import platform
 from train.optim.parameters import parameter_name
 
 AXIS = "batch"
-SMALLEST = 1024  # elements; sharding a smaller leaf costs more in messages than it saves in memory
+# Elements; sharding a smaller leaf costs more in messages than it saves in memory. Vectors, such as biases, are small
+# beside the kernels of their layers, and each would need collectives of its own.
+SMALLEST, SMALLEST_VECTOR = 1024, 2**16
 
 
 class Shards:
@@ -34,7 +36,8 @@ class Shards:
 
     def axis(self, leaf: Any) -> int:
         """Returns the axis along which a leaf is sharded, the longest divisible one; -1 if it is replicated."""
-        if self._mesh.size == 1 or math.prod(leaf.shape) < SMALLEST:
+        smallest = SMALLEST if len(leaf.shape) > 1 else SMALLEST_VECTOR
+        if self._mesh.size == 1 or math.prod(leaf.shape) < smallest:
             return -1
         axes = [axis for axis, length in enumerate(leaf.shape) if length % self._mesh.size == 0]
         return max(axes, key=lambda axis: leaf.shape[axis], default=-1)

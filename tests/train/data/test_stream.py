@@ -185,7 +185,7 @@ def test_workers_end_with_their_parent(tmp_path):
 def test_resident_batches_are_the_streamed_ones():
     source = load(Options("digits"), "train")
     resident, order = Resident(source), Order(len(source), 3)
-    gather = jax.jit(Resident.gather)
+    gather = jax.jit(lambda arrays, indices: Resident.gather(arrays, indices, source.image_shape))
     for step, batch in enumerate(stream(source, order, 64, 40, 5)):  # crosses the end of the second epoch
         gathered = gather(resident.arrays, order.indices((40 + step) * 64, 64))
         for key in ("image", "label"):

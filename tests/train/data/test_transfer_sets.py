@@ -165,7 +165,7 @@ def test_streams_and_resident_data_carry_label_vectors(voc_dir, workers):
     for step, batch in enumerate(batches):
         index = order.indices(4 * step, 4)
         np.testing.assert_array_equal(batch["label"], expected(source.classes, index))
-        gathered = Resident.gather(resident.arrays, index)
+        gathered = Resident.gather(resident.arrays, index, source.image_shape)
         np.testing.assert_array_equal(gathered["label"], batch["label"])
         np.testing.assert_array_equal(gathered["image"], batch["image"])
     last = list(evaluation_batches(source, 4, workers=workers))[-1]
