@@ -1,7 +1,7 @@
 """Fully sharded data parallelism, also known as ZeRO stage 3 (Rajbhandari 2020, arXiv 1910.02054).
 
 Every large leaf of the state (parameters, their average, the optimizer's state) is sharded along one axis over the
-devices. In the per-device part of a step, the parameters of a layer are gathered when its inputs are ready. They are
+devices. In the per-device part of a step, the parameters of a layer are gathered shortly before they are used. They are
 gathered again when its gradient is computed, and the gradient is reduce-scattered into shards. A device only needs
 memory for its shards of all layers and the whole parameters of a few. The optimizer works on global arrays.
 """
@@ -93,8 +93,8 @@ class LocalShards:
     def gathering(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Turns a function of whole parameters, its first argument, into a function of this device's shards.
 
-        The parameters of a layer are gathered when its inputs are ready. They are not kept, but gathered again when the
-        gradient of the layer is computed. The transpose of gathering is the reduce-scatter of the gradient.
+        The parameters of a layer are not kept, but gathered again when its gradient is computed. The transpose of
+        gathering is the reduce-scatter of the gradient.
         """
 
         @functools.wraps(function)
@@ -166,15 +166,14 @@ def _layer_by_layer(
     shards = {name: own[name] for name in axes}
     # Rematerializing a module with submodules or statistics would leak tracers into them.
     if len(axes) < len(own) or context.module.variables.get("batch_stats"):
-        return compute(_after(shards, arrays), arrays)
+        return compute(_for_forward(shards, arrays), arrays)
     return _rematerialized(compute, shards, arrays)
 
 
 def _rematerialized(method: Callable[..., Any], shards: Any, arrays: Any) -> Any:
     """Calls `method(shards, arrays)` so that shards are gathered again, instead of kept, for its gradient.
 
-    In the forward pass, the shards are gathered once the arrays are ready. In the backward pass, they are gathered once
-    the gradient of the result is ready.
+    In the backward pass, they are gathered once the gradient of the result is ready.
     """
     # Traced here, because a module's method cannot be called after it has returned
     traced, result = jax.make_jaxpr(method, return_shape=True)(shards, arrays)
@@ -185,7 +184,7 @@ def _rematerialized(method: Callable[..., Any], shards: Any, arrays: Any) -> Any
 
     @jax.custom_vjp
     def layer(shards, arrays):
-        return compute(_after(shards, arrays), arrays)
+        return compute(_for_forward(shards, arrays), arrays)
 
     def backward(residuals, gradient):
         shards, arrays = residuals
@@ -193,6 +192,16 @@ def _rematerialized(method: Callable[..., Any], shards: Any, arrays: Any) -> Any
 
     layer.defvjp(lambda shards, arrays: (layer(shards, arrays), (shards, arrays)), backward)
     return layer(shards, arrays)
+
+
+def _for_forward(shards: Any, arrays: Any) -> Any:
+    """Returns the shards as the forward pass gathers them.
+
+    Compilers for accelerators start a gather while the layers before it compute, but not much earlier. For a TPU v5e of
+    2x4 and a ViT-S of 4 blocks, gathers that waited for the arrays took more memory (688 MiB of temporaries in place of
+    630 MiB), and 12 instead of 21 of 36 gathers ran while the devices computed. A CPU's compiler would gather all first.
+    """
+    return _after(shards, arrays) if platform() == "cpu" else shards
 
 
 def _after(shards: Any, arrays: Any) -> Any:
