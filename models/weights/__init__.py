@@ -20,7 +20,7 @@ import numpy as np
 import models
 from models.errors import UserError, choice_error
 from models.kernels.tracing import lowering
-from models.weights import renamed, unwrap
+from models.weights import preprocessing, renamed, unwrap
 from models.weights.files import metadata, read, write
 from models.weights.foreign import Damaged, reading
 from models.weights.layouts import Layout, flatten
@@ -278,4 +278,17 @@ def description(path: str | os.PathLike) -> dict[str, Any]:
             or not all(isinstance(name, str) for name in fields)
         ):
             raise Damaged(f"its metadata 'ablate' name no network: {text}")
+        _check_texts(literals)
     return literals
+
+
+def _check_texts(literals: Mapping[str, Any]) -> None:
+    """Raises Damaged unless what a file says about its images and classes can be used."""
+    if "preprocessing" in literals:
+        preprocessing.checked(literals["preprocessing"])
+    labels = literals.get("labels", ())
+    if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
+        raise Damaged("its labels are no texts")
+    for name in ("license", "source", "head"):
+        if not isinstance(literals.get(name, ""), str):
+            raise Damaged(f"its {name} is no text")
