@@ -151,6 +151,8 @@ def base() -> ConfigDict:
     c.data.eval_crop = 0.875
     # apply rotates photographs by their EXIF orientation, as every viewer does; ignore takes them as stored.
     c.data.exif = "apply"
+    # Filter of resizing, antialiased: bilinear, or bicubic, whose evaluation crop is that of torchvision and timm.
+    c.data.interpolation = "bilinear"
     # Augmentations in the compiled step, separated by "|": crop(pad), flip(p=0.5), alternate_flip,
     # cutout(size), erase(p=0.5), randaugment(ops, magnitude), jitter(b, c=0, s=0, h=0), grayscale(p=0.1); once, at the
     # end, mixup(a), cutmix(a) or mixup_cutmix(a, b).

@@ -91,6 +91,7 @@ STAGES = {
     r"vgg.*": 5,
     r"mobilenet_v1.*": 5,
     r"mobilenet_v2.*": 7,
+    r"efficientnet_lite.*": 7,
     r"(alexnet|lenet|vit|msdnet).*": 0,
     r".*": 4,
 }

@@ -54,6 +54,7 @@ FAMILIES = {
     "convnext_ladder": "models.convnext_ladder",
     "densenet": "models.densenet",
     "early_exit": "models.early_exit",
+    "efficientnet_lite": "models.efficientnet_lite",
     "lenet": "models.lenet",
     "mobilenet": "models.mobilenet",
     "msdnet": "models.msdnet",

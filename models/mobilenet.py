@@ -5,7 +5,8 @@
                          arXiv 1801.04381                                              mobilenet_v2*
 
 The layout is that of timm and torchvision: padding k // 2, and ReLU6 in both versions, as in the authors' code (the
-text of the first paper says ReLU).
+text of the first paper says ReLU). The authors' own weights need TensorFlow's padding and epsilon, padding="tf" and
+norm_epsilon=1e-3.
 """
 
 import functools
@@ -15,13 +16,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.errors import UserError
+from models.errors import UserError, has_type
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.regularize import Dropout
 from models.layers.stage import Stage
 from models.weights.layouts import Layout
 
+PADDINGS = ("symmetric", "tf")
 V2_STAGES = ((16, 1), (24, 2), (32, 2), (64, 2), (96, 1), (160, 2), (320, 1))  # channels, stride: Sandler 2018, table 2
 
 
@@ -57,7 +59,7 @@ class InvertedResidual(nn.Module):
     """An inverted residual block: wide inside, with a shortcut between narrow ends (Sandler 2018, table 1, fig. 3b).
 
     Maps x [N, H, W, C] to [N, H / stride, W / stride, features]. The branch is a 1x1 convolution to `expansion` C
-    channels (omitted for expansion 1), a depthwise 3x3 convolution, and a 1x1 convolution to `features`.
+    channels (omitted for expansion 1), a depthwise convolution, and a 1x1 convolution to `features`.
 
     Attributes:
       layers: Constructors of the ingredients.
@@ -66,6 +68,7 @@ class InvertedResidual(nn.Module):
       expansion: Ratio of the hidden channels to the input channels.
       linear: Whether the last convolution has no activation.
       shortcut: Whether there is a shortcut if the shapes of input and output agree.
+      kernel_size: Kernel size of the depthwise convolution.
     """
 
     layers: Ingredients
@@ -74,6 +77,7 @@ class InvertedResidual(nn.Module):
     expansion: int
     linear: bool
     shortcut: bool
+    kernel_size: int = 3
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -81,7 +85,7 @@ class InvertedResidual(nn.Module):
         inner, y = x.shape[-1] * self.expansion, x
         if self.expansion != 1:
             y = act(norm(name="expand_norm")(conv(inner, 1, name="expand")(y)))
-        y = conv(y.shape[-1], 3, self.stride, groups=y.shape[-1], name="depthwise")(y)
+        y = conv(y.shape[-1], self.kernel_size, self.stride, groups=y.shape[-1], name="depthwise")(y)
         y = act(norm(name="depthwise_norm")(y))
         y = norm(name="project_norm")(conv(self.features, 1, name="project")(y))
         y = y if self.linear else act(y)
@@ -94,7 +98,7 @@ def _stage(block: Callable, size: int, stride: int, name: str) -> Stage:
 
 
 class MobileNet(Classifier):
-    """Base of both versions, with the fields of `Classifier` and those below.
+    """Base of all versions, with the fields of `Classifier` and those below.
 
     Endpoints: "stem", "stage1", "stage1/block0", ..., "last_map", "pre_logits".
 
@@ -102,26 +106,46 @@ class MobileNet(Classifier):
       stage_sizes: Number of blocks of each stage.
       width_multiplier: Factor on the channels of every layer, which are then rounded to multiples of 8.
       dropout: Dropout rate before the head.
+      padding: "symmetric" pads convolutions by k // 2, "tf" as TensorFlow's "SAME" does, by an amount that depends on
+        the size of the map and is unequal on two sides where the stride is 2 and the size even.
+      norm_epsilon: Number that normalization adds to the variance; None is the norm's own, 1e-5 for "batch".
     """
 
     act: str | Callable = "relu6"
     stage_sizes: Sequence[int] = ()
     width_multiplier: float = 1.0
     dropout: float = 0.0
+    padding: str = "symmetric"
+    norm_epsilon: float | None = None
 
     def check(self) -> None:
         self._need_numbers("stage_sizes", (1, 2, 2, 6, 2))
         self._need_rates("dropout")
+        self._need_choice("padding", PADDINGS)
+        if self.norm_epsilon is not None and not (has_type(self.norm_epsilon, float) and self.norm_epsilon > 0):
+            raise UserError(f"norm_epsilon={self.norm_epsilon} must be a number above 0, e.g. 1e-3")
         if self.width_multiplier <= 0:
             raise UserError(f"width_multiplier={self.width_multiplier} must be above 0")
+
+    def ingredients(self, train: bool) -> Ingredients:
+        """Resolves the fields for one forward pass."""
+        layers = super().ingredients(train)
+        if self.padding == "tf":
+            layers = layers._replace(conv=functools.partial(layers.conv, padding="tf"))
+        if self.norm_epsilon is not None:
+            layers = layers._replace(norm=functools.partial(layers.norm, epsilon=self.norm_epsilon))
+        return layers
 
     def _channels(self, channels: int) -> int:
         """Returns the channels of a layer that has `channels` at width 1."""
         return make_divisible(channels * self.width_multiplier)
 
+    def _stem_channels(self) -> int:
+        return self._channels(32)
+
     def _stem(self, layers: Ingredients, images: jax.Array) -> jax.Array:
         """Maps [N, H, W, C] to [N, H / 2, W / 2, 32 width_multiplier]."""
-        x = layers.conv(self._channels(32), 3, 2, name="stem_conv")(images)
+        x = layers.conv(self._stem_channels(), 3, 2, name="stem_conv")(images)
         return Endpoint("stem")(layers.act(layers.norm(name="stem_norm")(x)))
 
     def _head(self, layers: Ingredients, x: jax.Array, train: bool) -> jax.Array:
@@ -178,12 +202,20 @@ class MobileNetV2(MobileNet):
             raise UserError(f"stage_sizes={self.stage_sizes} must have at most {len(V2_STAGES)} stages")
         self._need_at_least(1, "expansion")
 
+    def _stages(self) -> Sequence[tuple[int, int, int]]:
+        """Returns channels at width 1, stride and kernel size of each stage."""
+        return [(channels, stride, 3) for channels, stride in V2_STAGES]
+
+    def _last_channels(self) -> int:
+        return make_divisible(1280 * max(1.0, self.width_multiplier))
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Maps images [N, H, W, C] to logits [N, num_classes], float32; training may need the rng stream "dropout"."""
         layers = self.ingredients(train)
         x = self._stem(layers, images)
-        for stage, (size, (channels, stride)) in enumerate(zip(self.stage_sizes, V2_STAGES, strict=False), 1):
+        for stage, (size, row) in enumerate(zip(self.stage_sizes, self._stages(), strict=False), 1):
+            channels, stride, kernel_size = row
             block = functools.partial(
                 InvertedResidual,
                 layers,
@@ -191,9 +223,10 @@ class MobileNetV2(MobileNet):
                 expansion=1 if stage == 1 else self.expansion,
                 linear=self.linear,
                 shortcut=self.shortcut,
+                kernel_size=kernel_size,
             )
             x = Endpoint(f"stage{stage}")(_stage(block, size, stride, f"stage{stage}")(x))
-        x = layers.conv(make_divisible(1280 * max(1.0, self.width_multiplier)), 1, name="last_conv")(x)
+        x = layers.conv(self._last_channels(), 1, name="last_conv")(x)
         x = layers.act(layers.norm(name="last_norm")(x))
         return self._head(layers, x, train)
 
@@ -232,7 +265,10 @@ _SEPARABLE = {"depthwise": "conv_dw", "depthwise_norm": "bn1", "pointwise": "con
 
 
 def layouts(model: MobileNet) -> dict[str, Layout]:
-    """Returns timm's layout, and torchvision's for the second version; none for networks that these do not have."""
+    """Returns timm's layout, and torchvision's for the second version; none for networks that these do not have.
+
+    torchvision has no TensorFlow padding.
+    """
 
     def timm(rules):
         return Layout(
@@ -263,6 +299,9 @@ def layouts(model: MobileNet) -> dict[str, Layout]:
         for stages, layers in (("1", _FIRST_STAGE), (r"\d+", _OTHER_STAGES))
         for ours, theirs in layers.items()
     ]
+    by_timm = {"timm": timm([(pattern, timm_block(layer)) for pattern, (_, layer) in blocks])}
+    if model.padding == "tf" or model.norm_epsilon is not None:
+        return by_timm
     last = f"features.{1 + sum(model.stage_sizes)}"
     return {
         "torchvision": Layout(
@@ -275,5 +314,5 @@ def layouts(model: MobileNet) -> dict[str, Layout]:
                 *((pattern, features(layer)) for pattern, (layer, _) in blocks),
             ]
         ),
-        "timm": timm([(pattern, timm_block(layer)) for pattern, (_, layer) in blocks]),
+        **by_timm,
     }

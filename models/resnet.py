@@ -27,7 +27,11 @@ from models.layers.regularize import Dropout, StochasticDepth
 from models.layers.stage import Stage, apply_block
 from models.weights.layouts import DENSE_AS_CONV, SAME, Conversion, Layout
 
-CHOICES = {"stem": ("imagenet", "cifar", "bit"), "shortcut": ("A", "B", "C", "none"), "stride_in": ("3x3", "1x1")}
+CHOICES = {
+    "stem": ("imagenet", "cifar", "bit"),
+    "shortcut": ("A", "A_both", "B", "C", "none"),
+    "stride_in": ("3x3", "1x1"),
+}
 EXPANSION = 4  # ratio of the output channels of a bottleneck to its inner channels; He 2016, table 1
 _ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
 
@@ -137,7 +141,9 @@ class Block(nn.Module):
             return x if self.preact else norm(name="downsample_norm")(x)
         if changes:
             x = x[:, :: self.stride, :: self.stride]  # [N, H, W, C] -> [N, H / stride, W / stride, C]
-            x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
+            new = self.features - x.shape[-1]
+            before = new // 2 if self.shortcut == "A_both" else 0
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, new - before)))
         return x
 
 
@@ -160,8 +166,9 @@ class ResNet(Classifier):
       groups, base_width: Groups of a bottleneck's 3x3, and channels per group in the first stage if width is 64.
         ResNeXt's 32x4d has 32 and 4, a wide_resnet50_2 has 1 and 128.
       stride_in: Convolution of a bottleneck that has its stride, "3x3", or "1x1" as in He 2016.
-      shortcut: He 2016, section 4.1. "A": subsampling, zeros for new channels, no parameters; "B": projections where
-        shapes change; "C": projections everywhere; "none": a plain network.
+      shortcut: He 2016, section 4.1. "A": subsampling, zeros for new channels, no parameters; "A_both": the same with
+        half of the zeros before the channels, as in akamaster's networks, which is another order of the channels; "B":
+        projections where shapes change; "C": projections everywhere; "none": a plain network.
       preact: Puts normalization and activation before each convolution (He 2016b).
       zero_gamma: Starts residual branches at zero, by the scale of their last normalization, or by their last kernel
         if no normalization follows it (preact=True, norm="none").
@@ -353,23 +360,31 @@ _AS_1X1 = Conversion(lambda ours: ours[None, None], lambda theirs: theirs[0, 0])
 def layouts(model: ResNet) -> dict[str, Layout]:
     """Returns the layouts of torchvision and timm, which agree, if the stem is theirs and activations follow the sum.
 
+    Networks for CIFAR have those of github.com/akamaster/pytorch_resnet_cifar10 and chenyaofo/pytorch-cifar-models:
+    "akamaster" with shortcut "A_both" or "B", "chenyaofo" with "B".
     BiT's networks have timm's layout and "bit", the names in the authors' .npz files. timm's resnetv2_50 and similar
     networks with batch normalization have neither the stem of preresnets here nor that of BiT.
     """
     block = r"stage(\d)/block(\d+)/"
-    if model.stem == "imagenet" and not model.preact:
-        layout = Layout(
+
+    def torch(head: str, downsample: str) -> Layout:
+        return Layout(
             rules=[
                 ("stem_conv", "conv1"),
                 ("stem_norm", "bn1"),
-                ("head", "fc"),
+                ("head", head),
                 (rf"{block}conv(\d)", r"layer\1.\2.conv\3"),
                 (rf"{block}norm(\d)", r"layer\1.\2.bn\3"),
-                (rf"{block}downsample_conv", r"layer\1.\2.downsample.0"),
-                (rf"{block}downsample_norm", r"layer\1.\2.downsample.1"),
+                (rf"{block}downsample_conv", rf"layer\1.\2.{downsample}.0"),
+                (rf"{block}downsample_norm", rf"layer\1.\2.{downsample}.1"),
             ]
         )
-        return {"torchvision": layout, "timm": layout}
+
+    if model.stem == "imagenet" and not model.preact:
+        return dict.fromkeys(("torchvision", "timm"), torch("fc", "downsample"))
+    if model.stem == "cifar" and not model.preact and not model.bottleneck:
+        akamaster = {"akamaster": torch("linear", "shortcut")} if model.shortcut in ("A_both", "B") else {}
+        return akamaster | ({"chenyaofo": torch("fc", "downsample")} if model.shortcut == "B" else {})
     if model.stem != "bit" or not model.bottleneck:
         return {}
 

@@ -47,6 +47,7 @@ FAMILIES = {
     "DenseNet": _small("dense", stage_sizes=(1, 1)),
     "MobileNet v1": _small("separable", stage_sizes=(1, 1)),
     "MobileNet v2": _small("inverted", stage_sizes=(1, 1)),
+    "EfficientNet-Lite": _small("lite", stage_sizes=(1, 1, 1)),
     "ladder": _small("ladder_inverted", stage_sizes=(2,)),
     "ConvNeXt": _small("convnext", BOTH, stage_sizes=(1,)),
     "Swin": _small("swin", BOTH, stage_sizes=(1, 1), window=2),

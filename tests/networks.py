@@ -45,6 +45,7 @@ vgg: vgg11(stage_sizes=(1, 2), width=4, classifier=(16,), norm='layer', num_clas
 airbench: airbench94(width=4)
 separable: mobilenet_v1(stage_sizes=(1, 2), width_multiplier=0.25, num_classes=10)
 inverted: mobilenet_v2(stage_sizes=(1, 2), width_multiplier=0.25, num_classes=10)
+lite: efficientnet_lite0(stage_sizes=(1, 2, 1), width_multiplier=0.25, num_classes=10)
 vit: vit_tiny_patch16(patch_size=8, depth=2, width=16, heads=2, mlp_width=24, init='msra', image_size=32,
     num_classes=10)
 vit_c: vit_c_1gf(stem_channels=(4, 8, 8), patch_size=4, stem_norm=None, stem_act=None, depth=1, width=16, heads=2,
@@ -69,9 +70,11 @@ AlexNet: alexnet(norm=batch, widths='conv3:6', stem=(5, 1, 2), convs=(8, 8, 8, 8
 VGG: vgg(norm=batch, widths='stage1/conv1:3', stage_sizes=(1, 1), width=2, classifier=(16, 8), dropout=0.2)
 Airbench: airbench(widths='stage1/conv1:3', patch_size=3, width=6, scale=1.0)
 MobileNetV1: separable(widths='stage1/block0/pointwise:9', stage_sizes=(1, 1), width_multiplier=0.5, dropout=0.5,
-    separable=False)
+    separable=False, padding=tf, norm_epsilon=0.5)
 MobileNetV2: inverted(widths='stage2/block0/expand:9', stage_sizes=(1, 1), width_multiplier=0.5, dropout=0.5,
-    expansion=3, linear=False, shortcut=False)
+    expansion=3, linear=False, shortcut=False, padding=tf, norm_epsilon=0.5)
+EfficientNetLite: lite(widths='stage2/block0/expand:9', stage_sizes=(1, 1), width_multiplier=0.5, dropout=0.5,
+    expansion=3, linear=False, shortcut=False, padding=symmetric, norm_epsilon=0.5, kernel_sizes=(3, 5, 3))
 ViT: vit(norm=batch, act=relu, widths='block0/expand:9', patch_size=16, width=8, depth=1, heads=4, mlp_width=16,
     pool=mean, positions=sincos2d, stem_channels=('vit_c', (4, 8)), stem_norm=('vit_c', 'batch'),
     stem_act=('vit_c', 'relu'), dropout=0.5, stochastic_depth=0.5)

@@ -20,7 +20,7 @@ from train.storage.files import expanded
 # Keys that configs of earlier versions lack, with the values that reproduce their behavior
 EARLIER = {"lookahead": "", "ema_warmup": False}
 EARLIER_OPTIMIZER = {"multiplied": "update"}
-EARLIER_IMAGES = {"exif": "ignore"}  # in the section `data` of runs on images
+EARLIER_IMAGES = {"exif": "ignore", "interpolation": "bilinear"}  # in the section `data` of runs on images
 CHECKPOINTS = ("last", "best")
 
 Leaves = Mapping[str, np.ndarray]

@@ -19,6 +19,7 @@ from models.layers.activation import ACTIVATIONS
 from models.layers.ingredients import CONVS, DENSES
 from models.layers.init import INITS
 from models.layers.norm import NORMS
+from train.data.decode import INTERPOLATIONS
 from train.data.load import KINDS, TEXT_KINDS
 from train.data.select import OPERATIONS
 from train.hooks import HOOKS
@@ -62,6 +63,7 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "data.on_error": ("fail", "skip"),
     "data.crop": ("none", "resize", "random_resized", "whole"),
     "data.exif": ("apply", "ignore"),
+    "data.interpolation": INTERPOLATIONS,
 }
 
 # Papers by the prefix of the network's name; the first match counts.
@@ -74,6 +76,7 @@ PAPERS = {
     "convnext": "Liu 2022, arXiv 2201.03545",
     "densenet": "Huang 2017, arXiv 1608.06993",
     "early_exit": "Huang 2018, arXiv 1703.09844, section 5",
+    "efficientnet_lite": "Liu 2020, TensorFlow's blog, on Tan & Le 2019, arXiv 1905.11946",
     "lenet": "LeCun 1998, as in Han 2015, arXiv 1506.02626",
     "mobilenet_v1": "Howard 2017, arXiv 1704.04861",
     "mobilenet_v2": "Sandler 2018, arXiv 1801.04381",

@@ -13,6 +13,19 @@ from models.errors import UserError
 from models.kernels.convolution import Padding, Pair, conv2d, pair, pair_of_pairs, product, unfused
 
 
+def same(sizes: Sequence[int], taps: Pair, strides: Pair, dilation: Pair) -> Padding:
+    """Returns TensorFlow's padding "SAME" of a map of `sizes`: the output has size / stride pixels, rounded up.
+
+    The padding depends on the size. An odd number of pixels has one more at the bottom and on the right.
+    """
+    sums = [
+        max(0, (-(-size // stride) - 1) * stride + far * (count - 1) + 1 - size)
+        for size, count, stride, far in zip(sizes, taps, strides, dilation, strict=True)
+    ]
+    (top, bottom), (left, right) = [(total // 2, total - total // 2) for total in sums]
+    return (top, bottom), (left, right)
+
+
 def width_of(layer: "Conv | Dense") -> int:
     """Returns the output features of a layer: the entry of `layer.widths` for its path, or `layer.features`."""
     return dict(layer.widths).get("/".join(layer.path), layer.features) if layer.widths else layer.features
@@ -24,7 +37,8 @@ class Conv(nn.Module):
     Attributes:
       features: Output channels, a multiple of groups.
       kernel_size, strides, dilation: A number, or (vertical, horizontal).
-      padding: Pixels on every side, or ((top, bottom), (left, right)); None pads by half the kernel, k // 2.
+      padding: Pixels on every side, or ((top, bottom), (left, right)); None pads by half the kernel, k // 2; "tf" pads
+        as TensorFlow's "SAME", which depends on the size of the input (see `same`).
       groups: Number of groups; the kernel is [kh, kw, C / groups, features].
       use_bias: Whether to add a bias.
       kernel_init, bias_init: Initializers (key, shape, dtype) -> array.
@@ -36,7 +50,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: int | Sequence[int]
     strides: int | Sequence[int] = 1
-    padding: int | Sequence[Sequence[int]] | None = None
+    padding: int | str | Sequence[Sequence[int]] | None = None
     groups: int = 1
     dilation: int | Sequence[int] = 1
     use_bias: bool = False
@@ -54,6 +68,8 @@ class Conv(nn.Module):
             padding = [(d * (k // 2),) * 2 for k, d in zip(size, dilation, strict=True)]
         elif isinstance(padding, int):
             padding = ((padding, padding), (padding, padding))
+        elif padding == "tf":
+            padding = same(x.shape[1:3], size, strides, dilation)
         features = width_of(self)
         if x.shape[-1] % self.groups or features % self.groups:
             raise UserError(

@@ -6,6 +6,7 @@ import flax.linen as nn
 
 from models import weights
 from models.errors import UserError
+from models.mobilenet import MobileNet
 
 # Names in the library that differ from the names here.
 TORCHVISION = {
@@ -31,6 +32,7 @@ TIMM = {
     "mobilenet_v1": "mobilenetv1_100",
     "mobilenet_v2": "mobilenetv2_100",
     **{f"mobilenet_v2_{width}": f"mobilenetv2_{width}" for width in ("035", "050", "075", "140")},
+    **{f"efficientnet_lite{size}": f"tf_efficientnet_lite{size}" for size in range(5)},
 }
 NAMES = {"torchvision": TORCHVISION, "timm": TIMM}
 # The argument for the image size, by the beginning of the name in the library.
@@ -59,4 +61,17 @@ def constructor(name: str, model: nn.Module, library: str = "") -> tuple[str, st
     library = library or libraries[0]
     theirs = NAMES[library].get(name, name)
     sizes = {argument: model.image_size for start, argument in _SIZES[library].items() if theirs.startswith(start)}
-    return library, theirs, {"num_classes": model.num_classes, **sizes}
+    return library, theirs, {"num_classes": model.num_classes, **sizes, **_mobile(library, theirs, model)}
+
+
+def _mobile(library: str, theirs: str, model: nn.Module) -> dict[str, Any]:
+    """Returns timm's arguments for the padding and the epsilon of a mobile network that differ from its defaults."""
+    if library != "timm" or not isinstance(model, MobileNet):
+        return {}
+    of_tensorflow = theirs.startswith("tf_")
+    defaults = {"pad_type": "same" if of_tensorflow else "", "bn_eps": 1e-3 if of_tensorflow else 1e-5}
+    arguments = {
+        "pad_type": "same" if model.padding == "tf" else "",
+        "bn_eps": 1e-5 if model.norm_epsilon is None else model.norm_epsilon,
+    }
+    return {name: value for name, value in arguments.items() if value != defaults[name]}

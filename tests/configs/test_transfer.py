@@ -168,6 +168,7 @@ def test_a_model_that_differs_from_the_runs_is_refused(source, tmp_path):
             ("densenet40_k12", 3),
             ("mobilenet_v2", 7),
             ("mobilenet_v1", 5),
+            ("efficientnet_lite0", 7),
             ("swin_t", 4),
             ("convnext_tiny", 4),
             ("resnetv2_50x1_bit", 4),

@@ -106,11 +106,17 @@ densenet121
 mobilenet_v1
     stage_sizes=(1, 0)                          => stage_sizes=\\(1, 0\\) must be whole numbers
     width_multiplier=0.0                        => width_multiplier=0.0 must be above 0
+    padding=same                                => unknown padding 'same'
+    norm_epsilon=0.0                            => norm_epsilon=0.0 must be a number above 0
     expansion=2                                 => unknown field of mobilenet_v1 'expansion'
 mobilenet_v2
     dropout=1.0                                 => dropout=1.0 must be at least 0 and below 1
     expansion=0                                 => expansion=0 must be at least 1
     stage_sizes=(1, 1, 1, 1, 1, 1, 1, 1)        => at most 7 stages
+efficientnet_lite0
+    stage_sizes=(1, 1, 1, 1, 1, 1, 1, 1)        => at most 7 stages
+    kernel_sizes=(3, 4, 3, 3, 3, 3, 3)          => kernel_sizes=\\(3, 4, 3, 3, 3, 3, 3\\) must be an odd number
+    kernel_sizes=(3, 3)                         => kernel_sizes=\\(3, 3\\) must be an odd number for each of the 7
 msdnet_cifar_anytime(num_exits=3, base=2, step=1, width=4, growth=2, growth_factors=(1, 2), bottleneck_factors=(1, 2))
     stem=cfar                                   => unknown stem 'cfar'; did you mean 'cifar'
     step_mode=odd                               => unknown step_mode 'odd'

@@ -148,7 +148,7 @@ class SpyConv(nn.Module):
     features: int
     kernel_size: int
     strides: int = 1
-    padding: int | None = None
+    padding: int | str | None = None
     groups: int = 1
     use_bias: bool = False
     kernel_init: object = None
@@ -159,7 +159,8 @@ class SpyConv(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         size, padding = self.kernel_size, self.kernel_size // 2 if self.padding is None else self.padding
-        x = nn.avg_pool(x, (size, size), (self.strides, self.strides), ((padding, padding), (padding, padding)))
+        around = "SAME" if padding == "tf" else ((padding, padding), (padding, padding))
+        x = nn.avg_pool(x, (size, size), (self.strides, self.strides), around)
         return jnp.tanh((x[..., None] * kernel).sum(-2))
 
 

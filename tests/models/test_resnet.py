@@ -38,6 +38,14 @@ def test_shortcuts_project_where_the_paper_does():
 TINY = jnp.asarray(drawn.images("tiny", (4, 8, 8, 3)))
 
 
+def test_shortcut_a_both_pads_before_and_after():
+    model = models.create("resnet8", width=4, shortcut="A_both", zero_gamma=True, stage_sizes=(1, 1))
+    activations = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY)[1]
+    zeros = jnp.zeros((4, 4, 4, 2))
+    expected = jnp.concatenate([zeros, activations["stage1"][:, ::2, ::2], zeros], -1)
+    np.testing.assert_array_equal(activations["stage2"], expected)
+
+
 def test_shortcut_a_subsamples_and_pads_with_zeros():
     """Checks shortcuts alone: with branches that are zero, a stage adds nothing else."""
     model = models.create("resnet8", width=4, zero_gamma=True, stage_sizes=(1, 1))

@@ -1,7 +1,8 @@
 """Decoding and cropping on the host, in one step: from encoded bytes to uint8 pixels of one size.
 
 A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that still has the pixels needed (its DCT blocks make
-that cheap), and only the crop is resampled.
+that cheap), and only the crop is resampled. The bicubic evaluation crop does neither: it equals Resize and CenterCrop
+of torchvision, and thus timm's preprocessing, to the bit.
 
 All encodings of a picture give the same levels (`levels`). A file with several frames or pages (GIF, APNG, WebP, TIFF)
 stands for its first one. A picture of more than MOST_PIXELS pixels is refused.
@@ -20,13 +21,14 @@ import numpy as np
 from PIL import Image
 
 from models.errors import UserError
+from train.data import crops
+from train.data.crops import Crop, Range
 
 CROPS = ("none", "resize", "random_resized", "whole")
 EXIF = ("apply", "ignore")
 MOST_PIXELS = 89_478_485  # PIL's own limit, above which it warns of a decompression bomb
 BACKGROUND = (255, 255, 255)  # behind transparent pixels: drawings and cut-outs are made for white pages
-Crop = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original image
-Range = tuple[float, float]  # low, high
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 # Formats that PIL opens although they are documents, films or tables of measurements
 _NOT_PICTURES = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"})
@@ -64,6 +66,7 @@ class Decoder:
       eval_crop: side of the central crop, as a share of the shorter side.
       exif: "apply" turns a photograph as its EXIF orientation says, before the crop; "ignore" takes it as stored. (PIL
         always applies the orientation tag of a TIFF.)
+      interpolation: filter of the resampling, "bilinear" or "bicubic"; both are antialiased.
     """
 
     crop: str
@@ -73,6 +76,7 @@ class Decoder:
     ratio: Range = (3 / 4, 4 / 3)
     eval_crop: float = 0.875
     exif: str = "apply"
+    interpolation: str = "bilinear"
 
     def __call__(self, encoded: bytes | Path | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Returns the pixels of one image, uint8 [H, W, C].
@@ -96,11 +100,17 @@ class Decoder:
             return self._pixels(image, rng, orientation(image) if self.exif == "apply" else 1)
 
     def _pixels(self, image: Image.Image, rng: np.random.Generator | None, turned: int = 1) -> np.ndarray:
+        rng = None if self.crop == "resize" else rng
+        whole = self.interpolation == "bicubic" and self.crop != "none" and rng is None
+        image = self._resized_whole(image, turned) if whole else self._cropped_first(image, rng, turned)
+        pixels = np.asarray(image)
+        return pixels[..., None] if self.channels == 1 else pixels
+
+    def _cropped_first(self, image: Image.Image, rng: np.random.Generator | None, turned: int) -> Image.Image:
         """Crops first and turns by the EXIF orientation `turned` last, so that a JPEG can still be decoded scaled."""
         method, swaps, *_ = _TURNS.get(turned, (None, False))
         box = None
         if self.crop != "none":
-            rng = None if self.crop == "resize" else rng
             width, height = image.size[::-1] if swaps else image.size
             box = self.box(width, height, rng)
             # Evaluation decodes at a scale that leaves at least twice the needed pixels per side. Typical ImageNet
@@ -108,19 +118,31 @@ class Decoder:
             box = _scaled_decoding(image, _stored(box, image.size, turned), 2 * self.size if rng is None else self.size)
         image = levels(image, self.channels)
         if box is not None:
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
-        if method is not None:
-            image = image.transpose(method)
-        pixels = np.asarray(image)
-        return pixels[..., None] if self.channels == 1 else pixels
+            image = image.resize((self.size, self.size), INTERPOLATIONS[self.interpolation], box=box)
+        return image if method is None else image.transpose(method)
+
+    def _resized_whole(self, image: Image.Image, turned: int) -> Image.Image:
+        """Resizes the whole upright picture, and crops the center of the result, as torchvision does.
+
+        Resampling the crop alone differs in the last bits of the filter's positions, which is up to 12 levels of a
+        bicubic pixel at an edge.
+        """
+        image, (method, *_) = levels(image, self.channels), _TURNS.get(turned, (None,))
+        image = image if method is None else image.transpose(method)
+        if self.crop == "whole":
+            return image.resize((self.size, self.size), INTERPOLATIONS[self.interpolation])
+        resized = crops.resized(*image.size, self.size, self.eval_crop)
+        left, top = crops.center(resized, self.size)
+        image = image.resize(resized, INTERPOLATIONS[self.interpolation])
+        return image.crop((left, top, left + self.size, top + self.size))
 
     def box(self, width: int, height: int, rng: np.random.Generator | None = None) -> Crop:
         """Returns the crop of an upright picture, random with `rng`."""
         if self.crop == "whole":
-            return (0, 0, width, height) if rng is None else part_of_whole(width, height, rng, self.scale)
+            return (0, 0, width, height) if rng is None else crops.part_of_whole(width, height, rng, self.scale)
         if rng is None:
-            return central_box(width, height, self.size, self.eval_crop)
-        return random_box(width, height, rng, self.scale, self.ratio)
+            return crops.central_box(width, height, self.size, self.eval_crop)
+        return crops.random_box(width, height, rng, self.scale, self.ratio)
 
 
 @functools.cache
@@ -290,46 +312,6 @@ def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> 
         return decoder(Path(path))
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, … for a damaged file
         raise UserError(f"{path}: it cannot be decoded: {error}") from None
-
-
-def random_box(width: int, height: int, rng: np.random.Generator, scale: Range, ratio: Range) -> Crop:
-    """Returns a crop of random area and aspect ratio (Szegedy 2015, section 6).
-
-    As in torchvision, ten tries are made before it falls back to a central crop.
-    """
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return left, top, left + w, top + h
-    w = min(width, round(height * ratio[1]))
-    h = min(height, round(width / ratio[0]))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
-
-
-def part_of_whole(width: int, height: int, rng: np.random.Generator, scale: Range) -> Crop:
-    """Returns a crop of random area with the image's aspect ratio: a square once the image is squeezed to a square."""
-    share = math.sqrt(rng.uniform(*scale))
-    left, top = ((1 - share) * rng.uniform(0, side) for side in (width, height))
-    return left, top, left + share * width, top + share * height
-
-
-def central_box(width: int, height: int, size: int, eval_crop: float) -> Crop:
-    """Returns the box that is left by resizing the shorter side to size / eval_crop and cropping the center.
-
-    Whole pixels are rounded where torchvision's Resize and CenterCrop round, so that results agree to one level.
-    """
-    short = int(size / eval_crop)
-    if width <= height:
-        new_width, new_height = short, int(short * height / width)
-    else:
-        new_width, new_height = int(short * width / height), short
-    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
-    x, y = width / new_width, height / new_height
-    return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
 
 
 def _scaled_decoding(image: Image.Image, box: Crop, size: int) -> Crop:

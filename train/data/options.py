@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from models.errors import UserError, choice_error, has_type
-from train.data.decode import CROPS, EXIF
+from train.data.decode import CROPS, EXIF, INTERPOLATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Options:
       select, select_test: parts of the training and the test split to use (select.py); "" means all.
       channels: 3 repeats gray images as RGB, 1 converts RGB to luma, 0 keeps the channels.
       exif: "apply" turns photographs as their EXIF orientation says, "ignore" takes them as stored.
+      interpolation: filter of resizing, "bilinear" or "bicubic".
     """
 
     source: str
@@ -49,6 +50,7 @@ class Options:
     select_test: str = ""
     channels: int = 0
     exif: str = "apply"
+    interpolation: str = "bilinear"
 
     @classmethod
     def read(cls, config: Any) -> "Options":
@@ -71,6 +73,8 @@ class Options:
             raise choice_error("data.on_error", options.on_error, ("fail", "skip"))
         if options.exif not in EXIF:
             raise choice_error("data.exif", options.exif, EXIF)
+        if options.interpolation not in INTERPOLATIONS:
+            raise choice_error("data.interpolation", options.interpolation, INTERPOLATIONS)
         if options.channels not in (0, 1, 3):
             raise choice_error("data.channels", options.channels, ("0", "1", "3"))
         if options.image_size < 0:

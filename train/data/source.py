@@ -95,7 +95,14 @@ class Source(Protocol):
         self.fixed_size = crop == "none" or height is not None
         self.random_crop = crop in ("random_resized", "whole")
         self.decoder = Decoder(
-            crop, size, channels, options.crop_scale, options.crop_ratio, options.eval_crop, options.exif
+            crop,
+            size,
+            channels,
+            options.crop_scale,
+            options.crop_ratio,
+            options.eval_crop,
+            options.exif,
+            options.interpolation,
         )
 
     def __len__(self) -> int:

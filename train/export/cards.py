@@ -17,8 +17,8 @@ from train.storage.files import read_json, sha256, write_json
 NAME = "card.json"
 
 
-def _object(kinds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {"type": "object", "required": list(kinds), "properties": dict(kinds)}
+def _object(kinds: Mapping[str, Mapping[str, Any]], **optional: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(kinds), "properties": {**kinds, **optional}}
 
 
 _TEXT, _NUMBER, _SIZE = {"type": "string"}, {"type": "number"}, {"type": "integer", "minimum": 0}
@@ -45,7 +45,8 @@ SCHEMA = {
                     "mean": _NUMBERS,
                     "std": _NUMBERS,
                     "exif": {"enum": ["apply", "ignore"]},
-                }
+                },
+                interpolation={"enum": ["bilinear", "bicubic"]},
             ),
             "sha256": {"type": "object", "additionalProperties": _TEXT},
             "card_sha256": _TEXT,

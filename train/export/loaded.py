@@ -53,7 +53,12 @@ class Loaded(NamedTuple):
     def _cropped(self, image: str | Path | np.ndarray) -> np.ndarray:
         facts = self.card["preprocessing"]
         decoder = Decoder(
-            facts["crop"], facts["size"], facts["channels"], eval_crop=facts["eval_crop"], exif=facts["exif"]
+            facts["crop"],
+            facts["size"],
+            facts["channels"],
+            eval_crop=facts["eval_crop"],
+            exif=facts["exif"],
+            interpolation=facts.get("interpolation", "bilinear"),  # cards of earlier versions have none
         )
         shape = tuple(facts["shape"])
         return of_pixels(decoder, shape, image) if isinstance(image, np.ndarray) else of_file(decoder, shape, image)

@@ -33,6 +33,7 @@ def preprocessing(run: Network) -> dict[str, Any]:
         "channels": decoder.channels,
         "eval_crop": decoder.eval_crop,
         "exif": decoder.exif,
+        "interpolation": decoder.interpolation,
         "shape": list(run.images.image_shape),
         "background": run.images.background,
         "mean": list(data["mean"]),

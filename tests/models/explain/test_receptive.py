@@ -21,7 +21,7 @@ NETWORKS = {
         kind: (*SMALL[kind], 32)
         for kind in ("basic", "preact", "dense", "dense_imagenet", "ladder_start", "vit_c", "multi_scale")
     },
-    **{kind: (SMALL[kind][0], {**SMALL[kind][1], "act": "relu"}, 32) for kind in ("separable", "inverted")},
+    **{kind: (SMALL[kind][0], {**SMALL[kind][1], "act": "relu"}, 32) for kind in ("separable", "inverted", "lite")},
     **{
         kind: (SMALL[kind][0], {**SMALL[kind][1], "norm": "none"}, 32)
         for kind in ("vgg", "lenet", "convnext", "ladder_inverted", "swin")
@@ -87,7 +87,7 @@ def test_units_see_the_pixels_of_their_box(kind):
 
 # Araujo 2019's table: receptive field, stride and padding before the first pixel of TF-Slim's networks. Positions here
 # agree where the padding does. Slim pads strided layers "SAME": on even images, one pixel less before the first than
-# after the last. Here the padding is k // 2 on both sides.
+# after the last. Here the padding is k // 2 on both sides, except with padding="tf".
 @pytest.mark.parametrize(
     "name,changed,size,endpoint,published,less",
     [
@@ -96,6 +96,7 @@ def test_units_see_the_pixels_of_their_box(kind):
         ("resnet50", {"stride_in": "1x1"}, 224, "stage4", (483, 32, 239), 2),  # its max-pooling, at stride 2
         pytest.param("resnet101", {"stride_in": "1x1"}, 224, "stage4", (1027, 32, 511), 2, marks=pytest.mark.full),
         ("mobilenet_v1", {}, 224, "stage5", (315, 32, 126), 1 + 2 + 4 + 8 + 16),  # five 3x3 convolutions of stride 2
+        ("mobilenet_v1", {"padding": "tf"}, 224, "stage5", (315, 32, 126), 0),
     ],
 )
 def test_published(name, changed, size, endpoint, published, less):

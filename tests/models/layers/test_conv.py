@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from models.errors import UserError
 from models.kernels import convolution
@@ -38,6 +39,9 @@ CASES = [
     ((3, 9, 8, 16), (3, 3), 16, (1, 1), ((1, 1), (1, 1)), (1, 1), 16, "native", "depthwise"),
     ((3, 9, 8, 40), (3, 3), 40, (2, 2), ((1, 1), (1, 1)), (1, 1), 40, "native", "depthwise"),
     ((2, 10, 7, 4), (5, 5), 12, (2, 1), ((2, 2), (2, 2)), (1, 1), 4, "depthwise", "depthwise"),
+    ((2, 8, 10, 48), (5, 5), 48, (2, 2), ((1, 2), (1, 2)), (1, 1), 48, "native", "depthwise"),  # TensorFlow's padding
+    ((2, 8, 10, 6), (3, 3), 6, (2, 2), ((0, 1), (0, 1)), (1, 1), 6, "depthwise", "depthwise"),
+    ((2, 8, 10, 3), (3, 3), 32, (2, 2), ((0, 1), (0, 1)), (1, 1), 1, "native", "dense"),
     ((2, 9, 9, 17), (7, 7), 17, (1, 1), ((3, 3), (3, 3)), (1, 1), 17, "native", "depthwise"),
     ((2, 1, 2, 48), (7, 7), 48, (1, 1), ((3, 3), (3, 3)), (1, 1), 48, "native", "depthwise"),
     ((2, 2, 1, 16), (5, 3), 16, (1, 1), ((2, 2), (1, 1)), (1, 1), 1, "native", "dense"),
@@ -56,7 +60,7 @@ CASES = [
     ((2, 5, 7, 192), (3, 3), 192, (1, 1), ((1, 1), (1, 1)), (1, 1), 2, "native", "grouped"),
 ]
 # one of each lowering: these tests spend their time on compilation
-SMALL = [CASES[i] for i in (0, 4, 15, 16, 19, 21, 29, 32, 35)]
+SMALL = [CASES[i] for i in (0, 4, 15, 16, 19, 21, 32, 35, 38)]
 
 
 def _inputs(case, dtype=np.float32):
@@ -105,6 +109,29 @@ def test_agrees_with_the_plain_convolution(case, compiled, monkeypatch):
         monkeypatch.setattr(convolution.native, "available", lambda: False)
     both = jax.jit(lambda *a: (_value_and_gradients(case, *a), _plain_value_and_gradients(case, *a)))
     _assert_close(*both(x, kernel), 1e-5)
+
+
+@pytest.mark.parametrize("strides,dilation", [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((2, 3), (1, 1)), ((1, 2), (2, 2))])
+@pytest.mark.parametrize("taps", [(3, 3), (5, 5), (1, 1), (2, 7)])
+def test_padding_of_tensorflow_is_that_of_xla(taps, strides, dilation):
+    """Compares with XLA's own "SAME", for even and odd sizes, and checks that the layer uses it."""
+    for sizes in ((8, 7), (11, 16), (1, 2)):
+        padding = conv.same(sizes, taps, strides, dilation)
+        reach = [far * (count - 1) + 1 for count, far in zip(taps, dilation, strict=True)]
+        assert padding == tuple(lax.padtype_to_pads(sizes, reach, strides, "SAME"))
+    layer = conv.Conv(4, taps, strides, padding="tf", dilation=dilation)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 8, 3)), jnp.float32)
+    with lowering("plain"):
+        y, variables = layer.init_with_output(jax.random.key(0), x)
+    expected = lax.conv_general_dilated(
+        x,
+        variables["params"]["kernel"],
+        strides,
+        "SAME",
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

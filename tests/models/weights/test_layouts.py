@@ -29,6 +29,8 @@ LAID_OUT = {
     "lenet_caffe": ("lenet5", {"convs": (4, 6), "hidden": (16,)}),
     "alexnet_torchvision": ("alexnet", {"convs": (8,) * 5, "classifier": (16, 16), "num_classes": 10}),
     "vgg_torchvision": ("vgg11_bn", {"stage_sizes": (1, 2), "width": 4, "classifier": (16, 16), "num_classes": 10}),
+    "akamaster": ("resnet20", {"shortcut": "A_both", "stage_sizes": (1, 1), "width": 4}),
+    "chenyaofo": ("resnet20", {"shortcut": "B", "stage_sizes": (1, 1), "width": 4}),
     "densenet_bottleneck": ("densenet121", {"stage_sizes": (2, 1), "growth": 4, "width": 8, "num_classes": 10}),
 }
 CASES = [
@@ -51,7 +53,15 @@ def theirs():
 
 
 def test_every_library_is_covered():
-    assert {layout for _, layout in CASES} >= {"ablate", "torchvision", "timm", "bit", "caffe"}
+    assert {layout for _, layout in CASES} >= {
+        "ablate",
+        "torchvision",
+        "timm",
+        "bit",
+        "caffe",
+        "akamaster",
+        "chenyaofo",
+    }
 
 
 @pytest.mark.parametrize("kind,layout", CASES)

@@ -14,7 +14,8 @@ from PIL import Image
 from models.errors import UserError
 from tests import tfds_sample
 from tests.golden import FOLDER
-from train.data.decode import Decoder, central_box, random_box
+from train.data.crops import central_box, random_box
+from train.data.decode import Decoder
 from train.data.load import load
 from train.data.shuffle import philox
 from train.data.source import Options, Unreadable
