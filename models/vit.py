@@ -273,7 +273,7 @@ VARIANTS = {
 
 
 def layouts(model: ViT) -> dict[str, Layout]:
-    """Returns torchvision's layout for networks with a class token, and timm's and JAX's for those that project patches.
+    """Returns torchvision's layout for networks with a class token; timm's and JAX's for those that project patches.
 
     Both libraries keep fixed positions as if they were learned. Pool "mean" is timm's class_token=False,
     global_pool="avg", fc_norm=False, its vit_*_gap_*.

@@ -98,7 +98,10 @@ TIMM: dict[str, Architecture] = {
     "mobilenetv1_125": Architecture("mobilenet_v1", {"width_multiplier": 1.25}),
     "mobilenetv2_100": Architecture("mobilenet_v2", {}),
     **{f"mobilenetv2_{width}": Architecture(f"mobilenet_v2_{width}", {}) for width in ("035", "050", "075", "140")},
-    **{f"vgg{depth}{norm}": Architecture(f"vgg{depth}{norm}", {}) for depth in (11, 13, 16, 19) for norm in ("", "_bn")},
+    **{f"tf_efficientnet_lite{size}": Architecture(f"efficientnet_lite{size}", {}) for size in range(5)},
+    **{
+        f"vgg{depth}{norm}": Architecture(f"vgg{depth}{norm}", {}) for depth in (11, 13, 16, 19) for norm in ("", "_bn")
+    },
     **_convnexts(),
     **_swins(),
     **_vits(),

@@ -7,7 +7,6 @@ mode holds for them, too. An interrupted download is resumed by the same command
 
 import contextlib
 import hashlib
-import logging
 import os
 import re
 import urllib.error
@@ -73,13 +72,14 @@ def _check_content(path: Path, where: str) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences warnings of huggingface_hub, which repeat errors or are about its configuration."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.set_verbosity(level)
 
 
 @contextlib.contextmanager

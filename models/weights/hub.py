@@ -111,9 +111,7 @@ def load(where: str, /, *, new: Collection[str] = (), seed: int = 0, **fields: A
     return Loaded(model, variables, card)
 
 
-def _fitted(
-    where: str, model: nn.Module, path: Path, layout: str, new: Collection[str], seed: int
-) -> dict[str, Any]:
+def _fitted(where: str, model: nn.Module, path: Path, layout: str, new: Collection[str], seed: int) -> dict[str, Any]:
     """Reads variables of the model from a file; errors are one line that starts with `where`."""
     arrays = weights.read(path)
     try:
@@ -257,9 +255,7 @@ def _find_torchvision(where: str) -> Source:
     path = download.from_url(tag.file, digest[1] if digest else "")
     fields = _fields(tag.network, tag.fields, tag.classes, tag.preprocessing["size"])
     labels = tags.labels(tag.classes)
-    return Source(
-        where, path, "torchvision", tag.network, fields, tag.classes, tag.preprocessing, labels, tag.license
-    )
+    return Source(where, path, "torchvision", tag.network, fields, tag.classes, tag.preprocessing, labels, tag.license)
 
 
 def _find_url(where: str) -> Source:
@@ -273,4 +269,6 @@ def _find_url(where: str) -> Source:
         model: Any = models.create(network, **fields)
     facts = tag.preprocessing if tag else preprocessing.create(model.image_size, **_OF_JAX)
     fields = _fields(network, fields, classes, tag.preprocessing["size"] if tag else model.image_size)
-    return Source(where, path, layout, network, fields, classes, facts, tags.labels(classes), tag.license if tag else "")
+    return Source(
+        where, path, layout, network, fields, classes, facts, tags.labels(classes), tag.license if tag else ""
+    )

@@ -2,8 +2,8 @@
 
   embedding/kernel, cls, Transformer/posembed_input/pos_embedding, Transformer/encoderblock_0/LayerNorm_0/scale, ...
 
-big_vision counts other layers of a block, may stack all blocks in one array, and puts params/ before each name. Queries,
-keys and values are arrays of their own there, [C, heads, C / heads], and one array here, [C, 3 C].
+big_vision counts other layers of a block, may stack all blocks in one array, and puts params/ before each name.
+Queries, keys and values are arrays of their own there, [C, heads, C / heads], and one array here, [C, 3 C].
 """
 
 import re
@@ -18,11 +18,7 @@ _PREFIXES = ("opt/target/", "params/img/", "params/")
 _BLOCKS = "Transformer/encoderblock"
 _ATTENTION = "MultiHeadDotProductAttention_1"
 # The layers of big_vision's blocks -> those of vision_transformer's
-_BIG_VISION = {
-    "LayerNorm_1": "LayerNorm_2",
-    "MlpBlock_0": "MlpBlock_3",
-    "MultiHeadDotProductAttention_0": _ATTENTION,
-}
+_BIG_VISION = {"LayerNorm_1": "LayerNorm_2", "MlpBlock_0": "MlpBlock_3", "MultiHeadDotProductAttention_0": _ATTENTION}
 _PARTS = ("query", "key", "value")
 
 

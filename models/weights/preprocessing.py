@@ -45,9 +45,7 @@ def create(
     _need(all(number > 0 for number in std), f"std={tuple(std)}, which must be above 0")
     _need(crop in CROPS, f"the crop '{crop}'; allowed: {', '.join(CROPS)}")
     _need(0 < share <= 1, f"a crop share of {share}; allowed: above 0 to 1")
-    _need(
-        interpolation in INTERPOLATIONS, f"the interpolation '{interpolation}'; allowed: {', '.join(INTERPOLATIONS)}"
-    )
+    _need(interpolation in INTERPOLATIONS, f"the interpolation '{interpolation}'; allowed: {', '.join(INTERPOLATIONS)}")
     return {
         "crop": crop,
         "size": size,
@@ -65,7 +63,7 @@ def create(
 
 
 def crop_share(size: int, resized: int) -> float:
-    """Returns the share of a central crop that resizes the shorter side to exactly `resized`; see decode.central_box."""
+    """Returns the share of a central crop before which the shorter side has exactly `resized` pixels."""
     share = size / resized
     return share if int(size / share) == resized else math.nextafter(share, 0)
 

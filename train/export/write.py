@@ -67,7 +67,7 @@ def card_of(
         "folded": [fold for fold in graph.FOLDS if fold in folds],
         "metrics": dict(metrics),
         "data": run.config["data"]["source"],
-        "license": license or None,
+        "license": license or run.config.get("weights", {}).get("license") or None,
         "config": run.config,
         "made": {**summary.environment(jax.devices()), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
     }
