@@ -90,15 +90,20 @@ def load(where: str, /, *, new: Collection[str] = (), seed: int = 0, **fields: A
       UserError: There are no such weights, they cannot be downloaded, their network is not one of ours, or their
         license forbids some use and ABLATE_ACCEPT_LICENSE does not name it.
     """
-    if not is_name(where):
-        return _from_file(where, new, seed, fields)
+    try:
+        return _by_name(where, new, seed, fields) if is_name(where) else _from_file(where, new, seed, fields)
+    except UserError as error:
+        raise UserError(str(error) if where in str(error) else f"{where}: {error}") from None
+
+
+def _by_name(where: str, new: Collection[str], seed: int, fields: dict[str, Any]) -> Loaded:
     source = find(where)
     fields = {**source.fields, **fields}
     with reading(where, source.path.suffix):
         model = models.create(source.network, **fields)
-    headless = not source.classes
-    new = (*new, *(["head"] if headless and "head" not in new else []))
-    variables = _fitted(where, model, source.path, source.layout, new, seed)
+    if not source.classes and "head" not in new:
+        new = (*new, "head")
+    variables = _fitted(model, source.path, source.layout, new, seed)
     card = {
         "model": source.network,
         "fields": fields,
@@ -111,17 +116,15 @@ def load(where: str, /, *, new: Collection[str] = (), seed: int = 0, **fields: A
     return Loaded(model, variables, card)
 
 
-def _fitted(where: str, model: nn.Module, path: Path, layout: str, new: Collection[str], seed: int) -> dict[str, Any]:
-    """Reads variables of the model from a file; errors are one line that starts with `where`."""
+def _fitted(model: nn.Module, path: Path, layout: str, new: Collection[str], seed: int) -> dict[str, Any]:
+    """Reads variables of the model from a file; errors are one line."""
     arrays = weights.read(path)
     try:
         return weights.from_arrays(model, arrays, layout, new=new, seed=seed)
     except weights.Mismatch as error:
         more = f" and {len(error.lines) - _SHOWN} more" if len(error.lines) > _SHOWN else ""
         summary = error.summary.rstrip(":")
-        raise UserError(f"{where}: {summary}: {'; '.join(error.lines[:_SHOWN])}{more}") from None
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{summary}: {'; '.join(error.lines[:_SHOWN])}{more}") from None
 
 
 def _from_file(where: str, new: Collection[str], seed: int, fields: dict[str, Any]) -> Loaded:
@@ -131,7 +134,7 @@ def _from_file(where: str, new: Collection[str], seed: int, fields: dict[str, An
     fields = {**stored.get("fields", {}), **fields}
     with reading(where, ".safetensors"):  # a damaged file may have fields that no network can have
         model = models.create(stored["model"], **fields)
-    variables = _fitted(where, model, Path(where), "ablate", new, seed)
+    variables = _fitted(model, Path(where), "ablate", new, seed)
     facts = stored.get("preprocessing")
     card = {
         "model": stored["model"],
@@ -164,13 +167,8 @@ def _resized(facts: dict[str, Any], model: Any) -> dict[str, Any]:
 
 def find(where: str) -> Source:
     """Finds weights by name, and downloads what is not in the caches; see `load` for the errors."""
-    if where.lower().startswith("hf:"):
-        source = _find_hub(where)
-    elif where.lower().startswith("torchvision:"):
-        source = _find_torchvision(where)
-    else:
-        source = _find_url(where)
-    return source
+    kind = where.partition(":")[0].lower()
+    return {"hf": _find_hub, "torchvision": _find_torchvision}.get(kind, _find_url)(where)
 
 
 def _check_license(where: str, license: str) -> None:

@@ -83,8 +83,10 @@ def load(where: str | Path, which: str | None = None) -> Loaded:
         return of_run(where)._replace(split=_no_split)
     folder = expanded(where)
     if not folder.is_dir():
-        raise UserError(f"{where}: there is no such folder; give that of a run or of an exported network, a "
-            f".safetensors file, or published weights ({hub.FORMS})")
+        raise UserError(
+            f"{where}: there is no such folder; give that of a run or of an exported network, a "
+            f".safetensors file, or published weights ({hub.FORMS})"
+        )
     if not cards.is_in(folder):
         return of_run(folder, which or "last")
     if which is not None:
