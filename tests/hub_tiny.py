@@ -1,15 +1,13 @@
-"""Tiny networks in the forms of the hub, torchvision and JAX, and a fixture of a served hub."""
+"""Tiny networks in the forms of the hub, torchvision and JAX, and the state of a served hub for one test."""
 
 import io
 import json
 
 import numpy as np
-import pytest
 import safetensors.numpy
 
 import models
 from models import weights
-from tests import hub_server
 from tests.golden import drawn
 
 NAME = "timm/mobilenetv2_035.tiny"
@@ -64,16 +62,8 @@ def npz(arrays):
     return file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A running hub; `hub` empties it for each test."""
-    with hub_server.serving() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server, monkeypatch, tmp_path):
-    """A hub with the repository NAME alone, which huggingface_hub uses, with empty caches and without a token."""
+def emptied(server, monkeypatch, folder):
+    """Returns the hub with the repository NAME alone; huggingface_hub uses it, with caches in `folder` and no token."""
     from huggingface_hub import constants
 
     url = server.url
@@ -83,16 +73,16 @@ def hub(server, monkeypatch, tmp_path):
     for name, value in {
         "ENDPOINT": url,
         "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(tmp_path / "hf"),
-        "HF_TOKEN_PATH": str(tmp_path / "token"),
-        "HF_STORED_TOKENS_PATH": str(tmp_path / "tokens"),
+        "HF_HUB_CACHE": str(folder / "hf"),
+        "HF_TOKEN_PATH": str(folder / "token"),
+        "HF_STORED_TOKENS_PATH": str(folder / "tokens"),
         "HF_HUB_DISABLE_XET": True,
         "HF_HUB_DISABLE_PROGRESS_BARS": True,
         "HF_HUB_OFFLINE": False,
     }.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts of huggingface_hub
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "ABLATE_ACCEPT_LICENSE"):
         monkeypatch.delenv(name, raising=False)
     return server

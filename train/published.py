@@ -1,7 +1,7 @@
 """Published networks as if they were runs: `models.load`'s networks with their own preprocessing and classes.
 
-Commands that open a run (predict, explain, export, probe) also open weights by name, hf:timm/resnet50.a1_in1k, and files
-of `python -m models.weights import` that hold a preprocessing. They have no data set.
+Commands that open a run (predict, explain, export) also open weights by name, such as hf:timm/resnet50.a1_in1k, and
+files of `python -m models.weights import` that hold a preprocessing. These have no data set.
 """
 
 import functools
@@ -84,7 +84,8 @@ def _config(where: str, card: dict[str, Any]) -> dict[str, Any]:
 def _record(card: dict[str, Any]) -> dict[str, Any]:
     """Returns what a run would have recorded about its data; see `train.data.feed.Feed.record`."""
     facts = card["preprocessing"]
-    decoder = {name: facts[name] for name in ("crop", "size", "channels", "eval_crop", "exif", "interpolation")}
+    names = ("crop", "size", "channels", "eval_crop", "exif", "interpolation", "exact")
+    decoder = {name: facts[name] for name in names}
     return {
         "classes": list(card["labels"]),
         "identity": {"train": {"images": 1}, "test": {"images": 0}},

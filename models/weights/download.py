@@ -42,7 +42,7 @@ def from_hub(name: str, revision: str | None, file: str) -> Path:
     """
     import huggingface_hub
 
-    with _hub_errors(f"hf:{name}", f"{file}", revision), _quiet():
+    with hub_errors(f"hf:{name}", f"{file}", revision), _quiet():
         path = Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
     _check_content(path, f"hf:{name}")
     return path
@@ -83,12 +83,14 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hub_errors(where: str, file: str, revision: str | None = None) -> Iterator[None]:
+def hub_errors(where: str, file: str, revision: str | None = None) -> Iterator[None]:
     """Converts exceptions of huggingface_hub to one line that starts with `where`."""
     from huggingface_hub import constants, errors
 
     try:
         yield
+    except UserError:
+        raise
     except errors.GatedRepoError:
         raise UserError(
             f"{where} is gated: accept its terms at {constants.ENDPOINT}/{where.removeprefix('hf:')}, and log in by "

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 import models
-from models import weights
+from models import plugins, weights
 from models.errors import UserError, choice_error, nearest
 from models.weights import architectures, download, inferred, preprocessing, tags
 from models.weights.foreign import Damaged, reading
@@ -219,14 +219,20 @@ def _find_hub(where: str) -> Source:
 def _network(where: str, config: preprocessing.Config) -> tuple[str, str, dict[str, Any]]:
     """Returns the layout, the name and the fields of a repository's network."""
     if own := config.own:
-        name, fields = own.get("model"), own.get("fields")
-        if not isinstance(name, str) or not isinstance(fields, dict):
+        name, fields, layout = own.get("model"), own.get("fields"), own.get("layout", "ablate")
+        if not isinstance(name, str) or not isinstance(fields, dict) or not isinstance(layout, str):
             raise Damaged("its entry 'ablate' names no network")
-        return "ablate", name, fields
+        if any(plugins.split(text) for text in (name, *fields.values())):
+            raise UserError(f"{where}: this network needs a file of its owner's code, FILE.py:NAME, which is not run")
+        return layout, name, fields
     try:
         network, fields = architectures.find(config.architecture)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    model: Any = models.create(network, **fields)
+    pool = "token" if getattr(model, "pool", "mean") == "token" else "avg"
+    if config.pool not in ("", pool):
+        raise UserError(f"{where}: global_pool={config.pool} of this network is not one of ours; allowed: {pool}")
     return "timm", network, _fields(network, fields, config.classes, config.preprocessing["size"])
 
 

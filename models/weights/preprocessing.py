@@ -24,6 +24,7 @@ def create(
     crop: str = "resize",
     share: float = 0.875,
     interpolation: str = "bilinear",
+    exact: bool = True,
 ) -> dict[str, Any]:
     """Returns the description of a preprocessing.
 
@@ -34,6 +35,7 @@ def create(
       crop: "resize" crops the center, "whole" squeezes the whole image to a square.
       share: Side of the central crop, as a share of the shorter side.
       interpolation: One of INTERPOLATIONS, both with antialiasing.
+      exact: Whether pixels are those of torchvision to the bit; see train/data/decode.py.
 
     Raises:
       Damaged: A value is not allowed.
@@ -52,6 +54,7 @@ def create(
         "channels": channels,
         "eval_crop": float(share),
         "interpolation": interpolation,
+        "exact": exact,
         "exif": "apply",
         "shape": [size, size, channels],
         "background": "",
@@ -76,7 +79,18 @@ def checked(literals: Any) -> dict[str, Any]:
     except KeyError as error:
         raise Damaged(f"its preprocessing has no {error}") from None
     _need(all(isinstance(values[name], (list, tuple)) for name in ("mean", "std")), "a mean or std that is no list")
-    return create(**{"share" if name == "eval_crop" else name: value for name, value in values.items()})
+    values["share"] = values.pop("eval_crop")
+    return create(**values, exact=bool(literals.get("exact", True)))
+
+
+def of_card(facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the evaluation of a run, as a card describes it, in the form of `create`; None if it is not square."""
+    height, width, channels = facts["shape"]
+    if height != width or channels not in (1, 3):
+        return None
+    crop = "whole" if facts["crop"] in ("whole", "none") or height != facts["size"] else "resize"
+    mean, std = ([*facts[name]] * (channels if len(facts[name]) == 1 else 1) for name in ("mean", "std"))
+    return create(height, mean, std, crop, facts["eval_crop"], facts["interpolation"], facts["exact"])
 
 
 class Config:
@@ -87,6 +101,7 @@ class Config:
       classes: Number of classes; 0 for a network without a head.
       preprocessing: See `create`.
       labels: Names of the classes, or ().
+      pool: timm's name of the pooling before the head, "avg" or "token", or "" if the file does not say.
       license: License of the weights, or "".
       own: The network's name and fields here, in a repository that this project wrote; {} in others.
     """
@@ -99,9 +114,13 @@ class Config:
         _need(isinstance(nested, dict), "a pretrained_cfg that is no object")
         self.architecture: str = content["architecture"]
         self.own: dict[str, Any] = content.get("ablate", {})
+        _need(isinstance(self.own, dict), "an entry 'ablate' that is no object")
         self.classes = content.get("num_classes", nested.get("num_classes", 1000))
         _need(type(self.classes) is int and self.classes >= 0, f"num_classes={self.classes}")
-        self.preprocessing = _of_timm(nested, content.get("model_args") or {})
+        arguments = content.get("model_args") or {}
+        own = self.own.get("preprocessing")
+        self.preprocessing = _of_timm(nested, arguments) if own is None else checked(own)
+        self.pool = str(arguments.get("global_pool") or content.get("global_pool") or "")
         self.labels = _labels(content, nested, self.classes)
         self.license = nested.get("license") or ""
         _need(isinstance(self.license, str), f"license={self.license}")
@@ -109,7 +128,7 @@ class Config:
 
 
 # Arguments of timm's networks that change neither weights nor logits, or that the config's other values tell
-_HARMLESS = ("img_size", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "pretrained", "proj_drop_rate")
+_HARMLESS = ("img_size", "in_chans", "num_classes", "global_pool", "drop_rate", "drop_path_rate", "proj_drop_rate")
 
 
 def _of_timm(config: Mapping[str, Any], arguments: Any) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class Decoder:
       exif: "apply" turns a photograph as its EXIF orientation says, before the crop; "ignore" takes it as stored. (PIL
         always applies the orientation tag of a TIFF.)
       interpolation: filter of the resampling, "bilinear" or "bicubic"; both are antialiased.
+      exact: whether the evaluation crop resizes the whole picture first, to the bit as torchvision, also if bilinear.
     """
 
     crop: str
@@ -77,6 +78,7 @@ class Decoder:
     eval_crop: float = 0.875
     exif: str = "apply"
     interpolation: str = "bilinear"
+    exact: bool = False
 
     def __call__(self, encoded: bytes | Path | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Returns the pixels of one image, uint8 [H, W, C].
@@ -101,7 +103,7 @@ class Decoder:
 
     def _pixels(self, image: Image.Image, rng: np.random.Generator | None, turned: int = 1) -> np.ndarray:
         rng = None if self.crop == "resize" else rng
-        whole = self.interpolation == "bicubic" and self.crop != "none" and rng is None
+        whole = (self.exact or self.interpolation == "bicubic") and self.crop != "none" and rng is None
         image = self._resized_whole(image, turned) if whole else self._cropped_first(image, rng, turned)
         pixels = np.asarray(image)
         return pixels[..., None] if self.channels == 1 else pixels

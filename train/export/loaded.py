@@ -61,6 +61,7 @@ class Loaded(NamedTuple):
             eval_crop=facts["eval_crop"],
             exif=facts["exif"],
             interpolation=facts.get("interpolation", "bilinear"),  # cards of earlier versions have none
+            exact=facts.get("exact", False),
         )
         shape = tuple(facts["shape"])
         return of_pixels(decoder, shape, image) if isinstance(image, np.ndarray) else of_file(decoder, shape, image)

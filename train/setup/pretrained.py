@@ -93,7 +93,7 @@ def _load_published(where: str) -> Pretrained:
 
 
 def differences(pretrained: Pretrained, data: Reader) -> str:
-    """Returns a line about images that a run normalizes or resizes in another way than its pretrained network; or ""."""
+    """Returns a warning if a run normalizes or resizes images in another way than its pretrained network, or ""."""
     if pretrained.preprocessing is None:
         return ""
     texts = []

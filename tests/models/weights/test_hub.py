@@ -11,12 +11,22 @@ import safetensors.numpy
 import models
 from models import weights
 from models.errors import UserError
-from models.weights import hub as hub_module
 from models.weights import tags
 from models.weights.__main__ import main
 from tests import hub_server, hub_tiny
 from tests.golden import drawn
-from tests.hub_tiny import NAME, WHERE, changed, hub, repository, server  # noqa: F401  the last but one are fixtures
+from tests.hub_tiny import NAME, WHERE, changed, repository
+
+
+@pytest.fixture(scope="module")
+def server():
+    with hub_server.serving() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(server, monkeypatch, tmp_path):
+    return hub_tiny.emptied(server, monkeypatch, tmp_path)
 
 
 def refused(where, *parts, **options):
@@ -408,4 +418,3 @@ def test_metadata_of_a_file_that_cannot_be_used(tmp_path):
         weights.save(file, network, drawn.variables(network), {**good, **bad})
         with pytest.raises(UserError, match=part):
             models.load(str(file))
-    assert hub_module.is_name("hf:a/b") and not hub_module.is_name("runs/hf")
