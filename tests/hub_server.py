@@ -81,6 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"{body.get('organization') or 'me'}/{body['name']}"
             hub.repositories.setdefault(name, {})
             self._json({"url": f"{hub.url}/{name}", "name": name, "id": name})
+        elif path == "/api/validate-yaml":  # the front matter of README.md
+            self._body()
+            self._json({"errors": [], "warnings": []})
         elif path.endswith("/preupload/main"):
             files = json.loads(self._body())["files"]
             modes = ["lfs" if file["path"].endswith(".safetensors") else "regular" for file in files]

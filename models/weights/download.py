@@ -124,11 +124,11 @@ def hub_errors(where: str, file: str, revision: str | None = None) -> Iterator[N
         raise UserError(f"{where}: must be hf:ORGANIZATION/NAME") from None
     except OSError as error:
         if error.errno is not None:
-            raise UserError(one_line(f"{where}: {file} cannot be written: {error}")) from None
-        raise UserError(one_line(f"{where}: the download of {file} is broken; {_RESUMES} ({error})")) from None
+            raise UserError(one_line(f"{where}: {file} failed: {error}")) from None
+        raise UserError(one_line(f"{where}: the transfer of {file} is broken; {_RESUMES} ({error})")) from None
     except Exception as error:  # httpx's errors, and whatever a proxy's answer causes
         raise UserError(
-            one_line(f"{where}: the download of {file} is broken; {_RESUMES} ({type(error).__name__}: {error})")
+            one_line(f"{where}: the transfer of {file} is broken; {_RESUMES} ({type(error).__name__}: {error})")
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Records logits of timm's networks for one JPEG with timm's own preprocessing in hub.npz. Needs PyTorch; see parity.py.
+"""Records in hub.npz timm's logits of one JPEG, with timm's own preprocessing. Needs PyTorch; see parity.py.
 
   PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.make_hub
 

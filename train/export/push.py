@@ -111,7 +111,7 @@ def push(folder: Path, name: str) -> str:
     """
     import huggingface_hub
 
-    with download.hub_errors(f"hf:{name}", "the upload"):
+    with download.hub_errors(f"hf:{name}", "the network"):
         api = huggingface_hub.HfApi()
         if not huggingface_hub.get_token():
             raise UserError(f"--to=hf:{name} needs a token of the hub with the right to write: hf auth login")
