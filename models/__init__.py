@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 if (
     sys.argv[:1] == ["-m"]
@@ -34,9 +34,6 @@ from models.errors import UserError, choice_error, has_type
 from models.kernels import runtime
 from models.kernels.tracing import lowering
 from models.layers.init import jit_once
-
-if TYPE_CHECKING:
-    from models.weights import hub
 
 __version__ = "0.1.0"
 
@@ -215,7 +212,9 @@ def _check_memory(model: nn.Module, draw: Any, rng: jax.Array) -> None:
         )
 
 
-def load(where: str, /, *, new: Collection[str] = (), seed: int = 0, **fields: Any) -> "hub.Loaded":
+def load(
+    where: str, /, *, new: Collection[str] = (), seed: int = 0, **fields: Any
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """Returns a pretrained network, (model, variables, card); card["preprocessing"] says how to prepare images.
 
       model, variables, card = models.load("hf:timm/resnet50.a1_in1k")
@@ -230,8 +229,7 @@ def load(where: str, /, *, new: Collection[str] = (), seed: int = 0, **fields: A
     Raises:
       UserError: There are no such weights, they cannot be downloaded, or their network is not one of ours.
     """
-    from models.weights import hub
-
+    hub = importlib.import_module("models.weights.hub")  # it imports this module
     return hub.load(where, new=new, seed=seed, **fields)
 
 

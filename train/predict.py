@@ -90,9 +90,7 @@ def named(paths: Sequence[str]) -> list[str]:
 def main(argv: list[str]) -> int:
     """Predicts, prints and draws what the command line asks for."""
     if len(argv) < 3:
-        raise UserError(
-            "name a MODEL (a run, an exported network, or published weights) and image files; see --help"
-        )
+        raise UserError("name a MODEL (a run, an exported network, or published weights) and image files; see --help")
     if OUT.value and (Path(OUT.value).suffix != ".png" or not Path(OUT.value).absolute().parent.is_dir()):
         raise UserError(f"--out={OUT.value}: must be a .png file in an existing folder")
     from train.export import loaded  # imports Orbax, which --help does not need

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 import models
 from models.errors import UserError
@@ -52,7 +51,7 @@ def open_network(where: str | Path) -> tuple[Network, TrainState]:
         task_state={},
         opt_state={},
         ema={},
-        rng=np.zeros(2, np.uint32),
+        rng=jnp.zeros(2, jnp.uint32),
     )
     return network, state
 

@@ -137,7 +137,7 @@ def _of_timm(config: Mapping[str, Any], arguments: Any) -> dict[str, Any]:
     _need(not others, f"model_args that networks here do not have: {', '.join(others)}")
     shape = config.get("input_size", [3, 224, 224])
     _need(isinstance(shape, list) and len(shape) == 3 and shape[1] == shape[2], f"input_size={shape}")
-    size = arguments.get("img_size", shape[1])
+    size: Any = arguments.get("img_size", shape[1])
     size = size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size
     mode, share = config.get("crop_mode") or "center", config.get("crop_pct") or 0.875
     _need(mode in ("center", "squash"), f"crop_mode={mode}; allowed: center, squash")
