@@ -5,8 +5,8 @@
     python -m train --config=configs/imagenet.py:resnet50,recipe=modern --workdir=runs/resnet50-modern
 
 goyal: learning rate 0.1 x batch / 256 with 5 epochs of warm-up, divided by 10 at epochs 30, 60 and 80; weight decay
-1e-4; the last batch-norm scale of each block starts at zero (section 5.1). Published: ResNet-50 76.4% top-1 (23.6%
-error, table 1, batch 256; 23.74% at 8192), one center crop at 224.
+1e-4; the last batch-norm scale of each residual block starts at zero (section 5.1). Published: ResNet-50 76.4% top-1
+(23.6% error, table 1, batch 256; 23.74% at 8192), one center crop at 224.
 modern: the ingredients of ConvNeXt's recipe of 300 epochs (Liu 2022, appendix A.1, arXiv 2201.03545): AdamW, a cosine
 schedule, label smoothing, RandAugment, mixup and cutmix, random erasing, stochastic depth, averaged weights.
 Published for ResNet-50 with that recipe: 78.8 +- 0.07% (table 10).
@@ -14,7 +14,13 @@ Published for ResNet-50 with that recipe: 78.8 +- 0.07% (table 10).
 Cost: 90 epochs of ResNet-50 are 1.15e8 images of 4.1e9 mult-adds, forward and backward, for 8 accelerators.
 """
 
+import re
+
 from configs.base import IMAGENET, arguments, base
+
+# Names of the networks that have the field zero_gamma, and stochastic_depth
+ZERO_GAMMA = r"(pre|wide_)?resne.*|convnet_aig.*|blockdrop.*|early_exit.*"
+STOCHASTIC_DEPTH = rf"{ZERO_GAMMA}|convnext.*|swin.*|vit.*"
 
 
 def get_config(text: str = ""):
@@ -25,6 +31,8 @@ def get_config(text: str = ""):
     c = base()
     c.model.name = a.model
     c.model.norm = a.norm
+    if a.model.startswith(("mobilenet", "efficientnet")):
+        c.model.act = "relu6"
     c.batch_size = a.batch or (256 if a.recipe == "goyal" else 4096)
     c.eval_batch_size = 512
     c.precision = "bfloat16"
@@ -38,7 +46,8 @@ def get_config(text: str = ""):
     c.data.exif = "ignore"  # as in the pipelines of the published accuracies, torchvision's and TensorFlow's
     c.data.update(IMAGENET)
     if a.recipe == "goyal":
-        c.model.zero_gamma = True
+        if re.fullmatch(ZERO_GAMMA, a.model):
+            c.model.zero_gamma = True
         c.duration = "90 epochs"
         c.optimizer.learning_rate = 0.1 * c.batch_size / 256
         c.optimizer.schedule = "step(0.1, '30 epochs', '60 epochs', '80 epochs')"
@@ -49,7 +58,8 @@ def get_config(text: str = ""):
         c.optimizer.decay = ".*/kernel"  # none on the scale and bias of batch norm (section 5.1)
         c.data.augment = "flip"
     else:
-        c.model.stochastic_depth = 0.1
+        if re.fullmatch(STOCHASTIC_DEPTH, a.model):
+            c.model.stochastic_depth = 0.1
         c.duration = "300 epochs"
         c.ema_decay = 0.9999
         c.optimizer.name = "adamw"

@@ -23,9 +23,10 @@ SIZES = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage, same table
 
 
 class EfficientNetLite(MobileNetV2):
-    """Stages of inverted residuals, then a 1x1 convolution to 1280 channels, with the fields of `MobileNetV2` and below.
+    """Stages of inverted residuals, then a 1x1 convolution to 1280 channels.
 
-    `width_multiplier` changes neither the 32 channels of the stem nor the 1280 of the last convolution.
+    It has the fields of `MobileNetV2` and the one below. `width_multiplier` changes neither the 32 channels of the stem
+    nor the 1280 of the last convolution.
 
     Attributes:
       kernel_sizes: Kernel size of the depthwise convolutions of each stage.

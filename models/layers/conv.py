@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.linen import dtypes
 from jax import lax
 
-from models.errors import UserError
+from models.errors import UserError, choice_error
 from models.kernels.convolution import Padding, Pair, conv2d, pair, pair_of_pairs, product, unfused
 
 
@@ -24,6 +24,22 @@ def same(sizes: Sequence[int], taps: Pair, strides: Pair, dilation: Pair) -> Pad
     ]
     (top, bottom), (left, right) = [(total // 2, total - total // 2) for total in sums]
     return (top, bottom), (left, right)
+
+
+def around(
+    padding: int | str | Sequence[Sequence[int]] | None, sizes: Sequence[int], taps: Pair, strides: Pair, dilation: Pair
+) -> Padding:
+    """Returns the pixels of zeros around a map of `sizes` for a value of `Conv.padding`."""
+    if padding is None:
+        vertical, horizontal = (far * (count // 2) for count, far in zip(taps, dilation, strict=True))
+        return (vertical, vertical), (horizontal, horizontal)
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    if isinstance(padding, str):
+        if padding != "tf":
+            raise choice_error("padding", padding, ("tf",))
+        return same(sizes, taps, strides, dilation)
+    return pair_of_pairs(padding)
 
 
 def width_of(layer: "Conv | Dense") -> int:
@@ -63,13 +79,6 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         size, strides, dilation = pair(self.kernel_size), pair(self.strides), pair(self.dilation)
-        padding = self.padding
-        if padding is None:
-            padding = [(d * (k // 2),) * 2 for k, d in zip(size, dilation, strict=True)]
-        elif isinstance(padding, int):
-            padding = ((padding, padding), (padding, padding))
-        elif padding == "tf":
-            padding = same(x.shape[1:3], size, strides, dilation)
         features = width_of(self)
         if x.shape[-1] % self.groups or features % self.groups:
             raise UserError(
@@ -79,7 +88,8 @@ class Conv(nn.Module):
         shape = (*size, x.shape[-1] // self.groups, features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
-        y = self.convolve(x, kernel, strides, pair_of_pairs(padding), dilation)
+        padding = around(self.padding, x.shape[1:3], size, strides, dilation)
+        y = self.convolve(x, kernel, strides, padding, dilation)
         return y if bias is None else y + bias.astype(y.dtype)
 
     def effective(self, kernel: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import models
 from configs import cifar10, digits, folder, imagenet
 from experiments import study
 from tests.tiers import keep_first
@@ -56,6 +57,16 @@ def small(config, images):
 def test_every_key_is_known_and_read(config, images):
     run = build_run(small(config, images))
     assert run.total > 0
+
+
+@pytest.mark.parametrize(("recipe", "field"), [("goyal", "zero_gamma"), ("modern", "stochastic_depth")])
+def test_recipes_for_imagenet_set_a_field_of_every_network_that_has_it(recipe, field):
+    for name in models.list_models():
+        if name.startswith(("transformer", "plain")):  # plain networks have the fields, but no shortcuts to drop
+            continue
+        fields = imagenet.get_config(f"{name},recipe={recipe}").model.to_dict()
+        assert (field in fields) == (field in models.fields(name)), name
+        assert (fields["act"] == "relu6") == (models.create(name).act == "relu6"), name
 
 
 def test_the_recipes_are_those_of_the_papers():

@@ -1,10 +1,10 @@
 """Records the residual networks for CIFAR of akamaster and chenyaofo in cifar_resnet.npz; see parity.py.
 
-Their code is not part of this project. The arguments are the files resnet.py of checkouts of
-github.com/akamaster/pytorch_resnet_cifar10 (recorded with d5489e8) and github.com/chenyaofo/pytorch-cifar-models (with
-786c162):
+Their code is not part of this project. The arguments are the files resnet.py and
+pytorch_cifar_models/resnet.py of checkouts of github.com/akamaster/pytorch_resnet_cifar10 (recorded with d5489e8) and
+github.com/chenyaofo/pytorch-cifar-models (with 786c162):
 
-  … -m tests.golden.make_cifar_resnet pytorch_resnet_cifar10/resnet.py pytorch-cifar-models/pytorch_cifar_models/resnet.py
+  … -m tests.golden.make_cifar_resnet pytorch_resnet_cifar10/resnet.py …/pytorch_cifar_models/resnet.py
 """
 
 import importlib.util

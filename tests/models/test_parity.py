@@ -20,6 +20,9 @@ ABOUT = {family: json.loads(str(arrays["about"])) for family, arrays in GOLDEN.i
 CASES = [(family, label) for family, record in ABOUT.items() for label in record["cases"]]
 RELATIVES = (
     "densenet-timm",
+    "efficientnet_lite-symmetric",
+    "efficientnet_lite-v1_tf",
+    "efficientnet_lite-v2_tf",
     "mobilenet-v2_timm",
     "msdnet-anytime",
     "msdnet-budgeted",
@@ -82,8 +85,8 @@ def test_equal(family, label):
     keep(
         (
             "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "resnetv2_50x1_bit", "densenet121",
-            "mobilenet_v1", "mobilenet_v2", "convnext_tiny", "swin_t", "vit_tiny_patch16", "convnet_aig38",
-            "airbench94", "msdnet_cifar_budgeted",
+            "mobilenet_v1", "mobilenet_v2", "efficientnet_lite0", "convnext_tiny", "swin_t", "vit_tiny_patch16",
+            "convnet_aig38", "airbench94", "msdnet_cifar_budgeted",
         ),
         MANIFESTS,
     ),

@@ -1,5 +1,7 @@
 """`train.load`: a run or an export as an object with predictions, features and gradients."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,3 +143,16 @@ def test_mistakes_are_one_line(folders, images, tmp_path):
         with pytest.raises(UserError, match=message) as error:
             act()
         assert "\n" not in str(error.value)
+
+
+def test_the_filter_of_a_run_is_in_its_record_and_its_card(tmp_path):
+    """Opened again, the run resizes a file as it evaluates: to the bit as PIL's bicubic filter does."""
+    options = {"data__crop": "resize", "data__image_size": 8, "data__eval_crop": 1.0, "data__channels": 1}
+    run = tiny.trained(tmp_path / "run", duration="2 steps", data__interpolation="bicubic", **options)
+    assert json.loads((run / "data.json").read_text())["decoder"]["interpolation"] == "bicubic"
+    photograph = np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8)
+    Image.fromarray(photograph).save(tmp_path / "a.png")
+    network = loaded.load(run)
+    assert network.card["preprocessing"]["interpolation"] == "bicubic"
+    expected = Image.fromarray(photograph).resize((8, 10), Image.Resampling.BICUBIC).crop((0, 1, 8, 9))
+    np.testing.assert_array_equal(network.pixels(tmp_path / "a.png")[..., 0], np.asarray(expected))

@@ -103,10 +103,16 @@ class Decoder:
 
     def _pixels(self, image: Image.Image, rng: np.random.Generator | None, turned: int = 1) -> np.ndarray:
         rng = None if self.crop == "resize" else rng
-        whole = (self.exact or self.interpolation == "bicubic") and self.crop != "none" and rng is None
+        whole = rng is None and self._resizes_whole(image.size)
         image = self._resized_whole(image, turned) if whole else self._cropped_first(image, rng, turned)
         pixels = np.asarray(image)
         return pixels[..., None] if self.channels == 1 else pixels
+
+    def _resizes_whole(self, sides: tuple[int, int]) -> bool:
+        """Decides whether evaluation resizes a whole picture of (width, height): not if a very long one became huge."""
+        if self.crop == "none" or not (self.exact or self.interpolation == "bicubic"):
+            return False
+        return self.crop == "whole" or math.prod(crops.resized(*sides, self.size, self.eval_crop)) <= MOST_PIXELS
 
     def _cropped_first(self, image: Image.Image, rng: np.random.Generator | None, turned: int) -> Image.Image:
         """Crops first and turns by the EXIF orientation `turned` last, so that a JPEG can still be decoded scaled."""

@@ -263,10 +263,11 @@ def test_exif_is_an_option(tmp_path):
 
 
 def test_runs_from_before_exif_was_applied_ignore_it(tmp_path):
-    """Checks runs of earlier versions; their exported networks have no checksums and are refused."""
+    """Checks runs of earlier versions, which resized bilinearly; their exports have no checksums and are refused."""
     run = tmp_path / "run"
     loop.train(tiny.config(duration="2 steps"), run)
     config = json.loads((run / "config.json").read_text())
-    assert config["data"].pop("exif") == "apply"
+    assert config["data"].pop("exif") == "apply" and config["data"].pop("interpolation") == "bilinear"
     (run / "config.json").write_text(json.dumps(config))
-    assert restore.load(run)[0].feed.test.decoder.exif == "ignore"
+    decoder = restore.load(run)[0].feed.test.decoder
+    assert (decoder.exif, decoder.interpolation) == ("ignore", "bilinear")

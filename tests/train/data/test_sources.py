@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from models.errors import UserError
 from tests import tfds_sample
@@ -78,6 +78,7 @@ def test_arrays(tmp_path):
         ({"image_size": 32}, "data.image_size=32 but its images are 8x8"),
         ({"image_size": -1}, "data.image_size=-1"),
         ({"eval_crop": 0.0}, "data.eval_crop=0.0"),
+        ({"interpolation": "cubic"}, "unknown data.interpolation 'cubic'; did you mean 'bicubic'"),
         ({"crop_scale": (1.0, 0.5)}, r"data.crop_scale=\(1.0, 0.5\): must be .low, high. with 0 < low <= high <= 1.0"),
     ],
 )
@@ -117,6 +118,48 @@ def test_evaluation_crop_is_torchvisions(name):
     difference = np.abs(ours.astype(int) - GOLDEN[name].astype(int))
     # PIL keeps a box in float32, and ties are frequent here
     assert difference.max() <= 1 and np.mean(difference) < 0.25
+
+
+@pytest.mark.parametrize("turned", [1, 2, 6, 8])
+@pytest.mark.parametrize("size,share", [(32, 0.875), (48, 1.0), (224, 0.9)])
+def test_bicubic_evaluation_is_to_the_bit_that_of_pil(size, share, turned):
+    """PIL resizes the whole picture, and the center is cropped, as torchvision and timm do; a JPEG is never reduced."""
+    for width, height in ((900, 620), (333, 517), (70, 64), (41, 300)):
+        exif = Image.Exif()
+        exif[0x0112] = turned
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(jpeg(width, height))).save(buffer, "JPEG", quality=95, exif=exif)
+        upright = ImageOps.exif_transpose(Image.open(buffer))
+        short = int(size / share)
+        sides = [int(short * side / min(upright.size)) for side in upright.size]
+        left, top = (round((side - size) / 2) for side in sides)
+        whole = upright.resize(sides, Image.Resampling.BICUBIC)
+        expected = np.asarray(whole.crop((left, top, left + size, top + size)))
+        for crop in ("resize", "random_resized"):
+            decoder = Decoder(crop, size, 3, eval_crop=share, interpolation="bicubic")
+            np.testing.assert_array_equal(decoder(buffer.getvalue()), expected)
+        squeezed = Decoder("whole", size, 3, interpolation="bicubic")(buffer.getvalue())
+        np.testing.assert_array_equal(squeezed, upright.resize((size, size), Image.Resampling.BICUBIC))
+        assert not np.array_equal(Decoder("resize", size, 3, eval_crop=share)(buffer.getvalue()), expected)
+
+
+@pytest.mark.parametrize("width, height", [(200_000, 2), (3, 100_000)])
+def test_bicubic_evaluation_of_a_very_long_picture_takes_no_memory(width, height):
+    """Resized as a whole, it would have 2e9 pixels or more; only its crop is."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2] = 200
+    decoded = Decoder("resize", 224, 3, interpolation="bicubic")(pixels)
+    assert decoded.shape == (224, 224, 3) and set(np.unique(decoded)) >= {0, 200}
+
+
+def test_bicubic_training_crops_are_the_same_boxes():
+    encoded = jpeg(300, 200)
+    decoder = Decoder("random_resized", 64, 3, interpolation="bicubic")
+    box = random_box(300, 200, philox(0, 5, 1), decoder.scale, decoder.ratio)
+    full = Image.open(io.BytesIO(encoded)).convert("RGB")
+    expected = full.resize((64, 64), Image.Resampling.BICUBIC, box=box)
+    assert min(box[2] - box[0], box[3] - box[1]) < 128  # decoded in full
+    np.testing.assert_array_equal(decoder(encoded, philox(0, 5, 1)), expected)
 
 
 @pytest.mark.parametrize("width, height, size", [(900, 620, 64), (333, 517, 32), (70, 64, 64), (41, 1000, 24)])
