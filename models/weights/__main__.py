@@ -34,8 +34,8 @@ _orig_mod., model., net., backbone. and similar) are removed, and counters are i
 channels that the file needs.
 import writes a .safetensors file with this project's names and shapes, and the network's name and fields, which export
 reads. A file of such names and shapes without the network's name is imported --from safetensors (or ablate, which is
-the same). Other layouts depend on the network: torchvision, timm, bit, caffe, jax (of Vision Transformers), akamaster, chenyaofo.
-Arrays that are missing (-), unexpected (+) or of another shape (!) are listed, and nothing is written.
+the same). Other layouts depend on the network: torchvision, timm, bit, caffe, jax (Vision Transformers'), akamaster,
+chenyaofo. Arrays that are missing (-), unexpected (+) or of another shape (!) are listed, and nothing is written.
 Exit code: 0 for success, 2 for a mistake, in one line after that list."""
 
 OWN = "safetensors"  # name of the project's layout on the command line; only such files have it
