@@ -19,7 +19,7 @@ from train.storage.files import expanded
 
 
 def _no_split(name: str) -> Source:
-    raise UserError(f"an exported or published network has no split '{name}': open the run that was exported")
+    raise UserError(f"an exported network has no split '{name}': open the run that was exported")
 
 
 class Loaded(NamedTuple):
@@ -81,7 +81,7 @@ def load(where: str | Path, which: str | None = None) -> Loaded:
     if published.is_published(where):
         if which is not None:
             raise UserError(f"{where} has no checkpoints; leave --checkpoint={which} out")
-        return of_run(where)._replace(split=_no_split)
+        return of_run(where)
     folder = expanded(where)
     if not folder.is_dir():
         raise UserError(
