@@ -25,6 +25,7 @@ from tests.tiers import keep
 from train import loop, restore
 from train.export import graph, loaded
 from train.run import build_run
+from train.storage import paths
 
 GOLDEN = dict(np.load(FOLDER / "hub.npz"))
 CONFIGS = json.loads(str(GOLDEN["configs"]))
@@ -155,6 +156,13 @@ def test_init_from_a_name_and_its_normalization(hub, tmp_path, capsys):
     build_run(c.to_dict())
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert line == f"warning: {WHERE} was trained on other images: data.mean=0.5 instead of 0.5 0.4 0.3"
+
+
+def test_names_are_no_paths(tmp_path):
+    """Checks that a run's record of its paths leaves names alone, so that runs can be moved."""
+    for name in (WHERE, "torchvision:resnet50/IMAGENET1K_V2", "https://x.org/a.npz"):
+        assert paths.relative({"init_from": name}, tmp_path) == {}
+    assert paths.relative({"init_from": str(tmp_path / "hf")}, tmp_path) == {"init_from": "hf"}
 
 
 def test_init_from_mistakes(hub, tmp_path):
