@@ -3,11 +3,14 @@
 import io
 import json
 
+import jax
 import numpy as np
+import pytest
 import safetensors.numpy
 
 import models
 from models import weights
+from models.errors import UserError
 from tests.golden import drawn
 
 NAME = "timm/mobilenetv2_035.tiny"
@@ -86,3 +89,17 @@ def emptied(server, monkeypatch, folder):
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "ABLATE_ACCEPT_LICENSE"):
         monkeypatch.delenv(name, raising=False)
     return server
+
+
+def refused(where, *parts, **options):
+    """Loads, and checks that the error is one line that has these parts."""
+    with pytest.raises(UserError) as error:
+        models.load(where, **options)
+    text = str(error.value)
+    assert "\n" not in text
+    for part in (where.partition("@")[0], *parts):
+        assert part in text, text
+
+
+def equal(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
