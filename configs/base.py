@@ -75,7 +75,8 @@ def base() -> ConfigDict:
     # Initialization of kernels.
     c.model.init = "msra"
     # Source of the initial weights: the folder of a run (its newest checkpoint) or of an exported network, a .ablate
-    # file, or a .safetensors file by `python -m models.weights import`; "" starts from scratch.
+    # file, a .safetensors file by `python -m models.weights import`, or weights by name, hf:timm/resnet50.a1_in1k
+    # (docs/weights.md); "" starts from scratch.
     c.init_from = ""
     # With init_from: parts that are initialized randomly even if stored, e.g. "head|stage3" or "*/gate"; "" for none.
     c.init_new = "head"

@@ -38,6 +38,7 @@ needs an accelerator.
 """
 
 import ast
+import csv
 import json
 import re
 import struct
@@ -222,6 +223,7 @@ def _start(c: Any, start: str, description: Mapping[str, Any]) -> None:
     c.init_from = start
     for name in ("mean", "std"):
         c.data[name] = tuple(description.get(name) or IMAGENET[name])
+    c.data.interpolation = description.get("interpolation", "bilinear")
     for beginning, task, heads in (
         ("msdnet", "multi_exit", "*/head"),
         ("early_exit", "multi_exit", "head|*/head"),
@@ -329,22 +331,53 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[int]]:
     return json.loads((folder / "config.json").read_text()), shape
 
 
+_OF_IMAGES = ("mean", "std", "size", "channels", "interpolation")
+
+
+def _tag(where: str) -> dict[str, Any]:
+    """Describes published weights by the table models/weights/tags.csv, as `described` does.
+
+    Raises:
+      ValueError: The table does not have them.
+    """
+    name = where.partition("@")[0] if where.startswith("hf:") else where
+    with (Path(__file__).parents[1] / "models" / "weights" / "tags.csv").open(newline="") as file:
+        row = next((row for row in csv.DictReader(file) if row["tag"] == name), None)
+    if row is None:
+        raise ValueError(
+            f"from={where}: models/weights/tags.csv does not have these weights; import them by python -m "
+            "models.weights import, and name the file"
+        )
+    norm = {**json.loads(row["fields"] or "{}")}.get("norm", "batch")
+    return {
+        "model": {"name": row["network"], **json.loads(row["fields"] or "{}")},
+        "batch_norm": norm == "batch" and not re.fullmatch(NO_BATCH_NORM, row["network"]),
+        "mean": tuple(map(float, row["mean"].split())),
+        "std": tuple(map(float, row["std"].split())),
+        "size": int(row["size"]),
+        "channels": 3,
+        "interpolation": row["interpolation"],
+    }
+
+
 def described(where: str) -> dict[str, Any]:
     """Describes the network of a run or of a file, as recorded there.
 
     Returns:
-      {"model": section of the config, "batch_norm": whether it has any}; for a run also "mean", "std", "size" and
-      "channels" of its images.
+      {"model": section of the config, "batch_norm": whether it has any}; also "mean", "std", "size", "channels" and
+      "interpolation" of its images, as far as they are recorded.
 
     Raises:
       ValueError: The file or folder cannot be read.
     """
+    if where.lower().startswith(("hf:", "torchvision:", "https:", "http:")):
+        return _tag(where)
     path = Path(where).expanduser()
     try:
         if path.is_dir():
             config, shape = read_run(path)
             data, description = config["data"], {"model": config["model"]}
-            description |= {name: data[name] for name in ("mean", "std")}
+            description |= {name: data[name] for name in ("mean", "std", "interpolation") if name in data}
             description["size"] = shape[0] if shape else data["image_size"] or SIZES.get(data["source"], 0)
             default_norm = "none" if re.fullmatch(NO_BATCH_NORM, config["model"]["name"]) else "batch"
             norm = config["model"].get("norm", default_norm)
@@ -357,8 +390,11 @@ def described(where: str) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, path.stat().st_size)))
         metadata = ast.literal_eval(header["__metadata__"]["ablate"])
-        fields = {name: value for name, value in metadata.get("fields", {}).items() if name != "num_classes"}
-        return {"model": {"name": metadata["model"], **fields}, "batch_norm": any(n.endswith("/var") for n in header)}
+        fields = {k: value for k, value in metadata.get("fields", {}).items() if k not in ("num_classes", "image_size")}
+        facts = metadata.get("preprocessing", {})
+        images = {name: facts[name] for name in _OF_IMAGES if name in facts}
+        batch_norm = any(name.endswith("/var") for name in header)
+        return {"model": {"name": metadata["model"], **fields}, "batch_norm": batch_norm, **images}
     except OSError as error:
         raise ValueError(
             f"from={where}: {error.strerror}; must be the folder of a run or of an exported network, or a "

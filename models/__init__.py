@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 if (
@@ -210,6 +210,27 @@ def _check_memory(model: nn.Module, draw: Any, rng: jax.Array) -> None:
             f"has {runtime.memory() / 2**30:,.0f} GiB of memory; the network has "
             + ", ".join(f"{name}={value}" for name, value in sizes.items() if type(value) is int)
         )
+
+
+def load(
+    where: str, /, *, new: Collection[str] = (), seed: int = 0, **fields: Any
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """Returns a pretrained network, (model, variables, card); card["preprocessing"] says how to prepare images.
+
+      model, variables, card = models.load("hf:timm/resnet50.a1_in1k")
+
+    Args:
+      where: "hf:ORGANIZATION/NAME", with @REVISION if not the newest; "torchvision:NAME/WEIGHTS"; the URL of an .npz
+        file of BiT or of JAX's Vision Transformers; or a .safetensors file of `python -m models.weights import`.
+      new: Parts to draw anew, such as "head" for other classes.
+      seed: Seed of what is drawn.
+      **fields: Values for some of `fields(name)`.
+
+    Raises:
+      UserError: There are no such weights, they cannot be downloaded, or their network is not one of ours.
+    """
+    hub = importlib.import_module("models.weights.hub")  # it imports this module
+    return hub.load(where, new=new, seed=seed, **fields)
 
 
 def abstract(inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -23,6 +23,7 @@ from models.layers.ingredients import Classifier, Ingredients
 from models.layers.norm import norm
 from models.layers.regularize import Dropout, StochasticDepth, drop_rates
 from models.layers.stage import mlp
+from models.weights import jax_vit
 from models.weights.layouts import TRANSPOSED, Layout, count_batches
 
 CHOICES = {"pool": ("token", "mean"), "positions": ("learned", "sincos2d")}
@@ -272,7 +273,7 @@ VARIANTS = {
 
 
 def layouts(model: ViT) -> dict[str, Layout]:
-    """Returns torchvision's layout for networks with a class token, and timm's for networks that project patches.
+    """Returns torchvision's layout for networks with a class token; timm's and JAX's for those that project patches.
 
     Both libraries keep fixed positions as if they were learned. Pool "mean" is timm's class_token=False,
     global_pool="avg", fc_norm=False, its vit_*_gap_*.
@@ -318,10 +319,11 @@ def layouts(model: ViT) -> dict[str, Layout]:
         extra=extra("pos_embed"),
     )
     by_library = {"torchvision": torchvision} if model.pool == "token" else {}
-    return by_library if model.stem_channels else {**by_library, "timm": timm}
-
-
-_POSITIONS = {"ablate": "positions", "torchvision": "encoder.pos_embedding", "timm": "pos_embed"}
+    if not model.stem_channels:
+        by_library["timm"] = timm
+        if model.positions == "learned":
+            by_library["jax"] = jax_vit.layout()
+    return by_library
 
 
 def adapt(model: ViT, arrays: Mapping[str, np.ndarray], source: str) -> Mapping[str, np.ndarray]:
@@ -329,7 +331,7 @@ def adapt(model: ViT, arrays: Mapping[str, np.ndarray], source: str) -> Mapping[
 
     models/weights/layouts.py describes the arguments.
     """
-    name = _POSITIONS[source]
+    name = layouts(model)[source].place("positions")[0] if source != "ablate" else "positions"
     if model.positions != "learned" or name not in arrays or arrays[name].ndim != 3:
         return arrays
     prefix = int(model.pool == "token")

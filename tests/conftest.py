@@ -54,6 +54,8 @@ models/test_parity.py
 train/data/test_augment.py
 models/test_msdnet.py
 train/test_pretrained.py
+train/test_published.py
+models/weights/test_hub.py
 models/test_vit.py
 train/test_translate.py
 models/explain/test_gradients.py

@@ -118,6 +118,9 @@ train/test_hostile_workdir.py
     test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line       1  the other seeds
 train/test_loop.py
     test_a_mistake_is_one_line_and_nothing_is_written               20  the other mistakes
+train/test_published.py
+    test_explain_by_name                                            0  test_predict_by_name_and_offline
+    test_pushes_that_fail_are_one_line                              1  the other mistakes
 train/test_reopened.py
     test_predictions_use_the_class_names_of_the_training            2  the other sources
     test_commands_without_a_data_set                                0  test_a_folder_and_a_bad_file_are_predicted

@@ -18,10 +18,12 @@ from train import cli
 if TYPE_CHECKING:  # imports Orbax, which --help does not need
     from train.export.loaded import Loaded
 
-USAGE = """Prints the most probable classes of image files, predicted by a run or an exported network of any format.
+USAGE = """Prints the most probable classes of image files, predicted by a run, an exported network of any format, or
+published weights (python -m models.weights list).
 
     python -m train.predict runs/digits experiments/samples/*.png
     python -m train.predict runs/x cat.jpg dog.png
+    python -m train.predict hf:timm/resnet50.a1_in1k cat.jpg
     python -m train.predict runs/x ~/photos
     python -m train.predict exported/x_onnx *.jpg --top=3 --out=predictions.png
     python -m train.predict exported/x_hlo cat.jpg --json
@@ -89,7 +91,7 @@ def named(paths: Sequence[str]) -> list[str]:
 def main(argv: list[str]) -> int:
     """Predicts, prints and draws what the command line asks for."""
     if len(argv) < 3:
-        raise UserError("name a MODEL (the folder of a run or of an exported network) and image files; see --help")
+        raise UserError("name a MODEL (a run, an exported network, or published weights) and image files; see --help")
     if OUT.value and (Path(OUT.value).suffix != ".png" or not Path(OUT.value).absolute().parent.is_dir()):
         raise UserError(f"--out={OUT.value}: must be a .png file in an existing folder")
     from train.export import loaded  # imports Orbax, which --help does not need

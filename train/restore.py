@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import choice_error
+from train import published
 from train.optim import pruning
 from train.run import Network, Run, build_network, build_run
 from train.setup.config import Reader, keys
@@ -33,12 +34,14 @@ def load_network(folder: str | Path, which: str = "last") -> tuple[Network, Trai
     come from the run's record. A split of the data set is opened, and compared with the record, when it is first used.
 
     Args:
-      folder: the folder of the run.
+      folder: the folder of the run, or published weights, see train/published.py.
       which: "last", or "best" for the kept checkpoint with the best headline metric on the test set.
 
     Raises:
       UserError: there is no run or no checkpoint, or one of them is damaged.
     """
+    if published.is_published(folder):
+        return published.open_network(folder)
     folder, config, leaves, recorded = _read(folder, which)
     reader = Reader.of(config)
     network = build_network(reader, recorded)

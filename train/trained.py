@@ -150,10 +150,10 @@ class Trained:
 
 
 def load(where: str | Path, which: str | None = None) -> Trained:
-    """Opens the folder of a run or of an exported network.
+    """Opens the folder of a run or of an exported network, or published weights such as "hf:timm/resnet50.a1_in1k".
 
     Args:
-      where: the folder.
+      where: the folder, or weights as `models.load` takes them.
       which: the checkpoint of a run, "last" (also for None) or "best" (on its test set).
 
     Raises:

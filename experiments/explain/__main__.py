@@ -12,7 +12,7 @@ from experiments.explain import pictures
 from experiments.explain.pictures import PICTURES
 from experiments.explain.subjects import MOST, Job, files_of, from_files, from_split, mistakes, targets
 from models import command
-from models.analysis.tables import terminal_table
+from models.analysis.tables import slug, terminal_table
 from models.errors import UserError, choice_error
 from train import cli
 from train.setup import spec
@@ -24,6 +24,7 @@ USAGE = """Draws what the network of a finished run sees in images, and what it 
     python -m experiments.explain --workdir=runs/x --image=photos
     python -m experiments.explain --workdir=runs/x --image=both.jpg --target=cat,dog --method=grad_cam
     python -m experiments.explain --workdir=runs/x --indices=mistakes --target=top1,label     the most confident errors
+    python -m experiments.explain --workdir=hf:timm/resnet50.a1_in1k --image=cat.jpg          published weights
 
 --method takes one or several methods separated by |, with arguments as in a function call:
 
@@ -118,14 +119,15 @@ def main() -> None:
     from models.explain import catalogue
 
     calls, indices = parsed_methods(catalogue.METHODS), parsed_indices()
-    out = Path(OUT.value or f"{WORKDIR.value}/explain")
 
     import jax
 
+    from models.weights import hub
     from train import restore
     from train.recording import summary
     from train.storage.files import write_json
 
+    out = Path(OUT.value or f"{slug(WORKDIR.value) if hub.is_name(WORKDIR.value) else WORKDIR.value}/explain")
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     check_inputs(run.feed)
     feed: Any = run.feed  # batches of images
@@ -171,7 +173,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # absl has one table of flags per process, and tests import this module
-    WORKDIR = command.define_path("workdir", None, "Folder of the run.", remote=True)
+    WORKDIR = command.define_path("workdir", None, "Folder of the run, or published weights.", remote=True)
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Checkpoint of the run: last, or best (on its test set).")
     IMAGE = command.define_paths("image", [], "Image files and folders of images, separated by commas.")
     SPLIT = flags.DEFINE_string("split", "test", "Split of the run's data, for --indices and top_patches.")

@@ -20,7 +20,7 @@ import numpy as np
 import models
 from models.errors import UserError, choice_error
 from models.kernels.tracing import lowering
-from models.weights import unwrap
+from models.weights import preprocessing, renamed, unwrap
 from models.weights.files import metadata, read, write
 from models.weights.foreign import Damaged, reading
 from models.weights.layouts import Layout, flatten
@@ -78,7 +78,7 @@ def to_arrays(model: nn.Module, variables: Mapping[str, Any], to: str) -> dict[s
     for path, array in flatten(variables).items():
         name, conversion = target.place(path)
         arrays[name] = conversion.out(np.asarray(array))
-    return arrays | dict(target.extra(list(arrays)))
+    return {**renamed.stored(_family(model).__name__, to, arrays, model), **target.extra(list(arrays))}
 
 
 def from_arrays(
@@ -118,6 +118,7 @@ def from_arrays(
         if not any(_within(path, start) for path in leaves):
             raise choice_error("part of the network", start, dict.fromkeys(path.split("/")[0] for path in leaves))
     arrays = unwrap.without_prefixes(arrays, unwrap.ATTRIBUTES, {foreign_layout.place(path)[0] for path in leaves})
+    arrays = renamed.current(_family(model).__name__, source, arrays)
     if adapt := getattr(_family(model), "adapt", None):
         arrays = adapt(model, arrays, source)
     imported = [path for path in leaves if not any(_within(path, start) for start in new)]
@@ -277,4 +278,17 @@ def description(path: str | os.PathLike) -> dict[str, Any]:
             or not all(isinstance(name, str) for name in fields)
         ):
             raise Damaged(f"its metadata 'ablate' name no network: {text}")
+        _check_texts(literals)
     return literals
+
+
+def _check_texts(literals: Mapping[str, Any]) -> None:
+    """Raises Damaged unless what a file says about its images and classes can be used."""
+    if "preprocessing" in literals:
+        preprocessing.checked(literals["preprocessing"])
+    labels = literals.get("labels", ())
+    if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
+        raise Damaged("its labels are no texts")
+    for name in ("license", "source", "head"):
+        if not isinstance(literals.get(name, ""), str):
+            raise Damaged(f"its {name} is no text")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -275,3 +276,34 @@ def test_the_command_of_features_and_classifiers(source, tmp_path):
     )
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
     assert wrong.stderr.startswith("error: unknown endpoint 'stag2'; did you mean 'stage2'? allowed: stem, stage1")
+
+
+# -- published weights ---------------------------------------------------------------------------------------------
+
+
+def test_from_weights_by_name():
+    """Checks that the table tells the network and its images, without a download."""
+    c = config.get_config("from=hf:timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k@main,to=caltech101")
+    assert c.model.to_dict() == {"name": "vit_tiny_patch16"} and c.data.image_size == 384
+    assert c.data.mean == (0.5,) * 3 and c.data.std == (0.5,) * 3 and c.data.interpolation == "bicubic"
+    assert c.init_from == "hf:timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k@main"
+    c = config.get_config("from=torchvision:resnet50/IMAGENET1K_V2,to=caltech101,freeze=2")
+    assert c.model.norm == "frozen_batch" and c.data.interpolation == "bilinear"
+    c = config.get_config("from=hf:timm/resnet50_gn.a1h_in1k,to=caltech101,freeze=2")
+    assert c.model.norm == "group:32"
+    with pytest.raises(ValueError, match="tags.csv does not have these weights; import them"):
+        config.get_config("from=hf:me/digits,to=caltech101")
+
+
+def test_from_a_file_with_a_preprocessing(tmp_path):
+    from models import weights
+    from models.weights import preprocessing
+
+    model, file = models.create("resnet18", width=8, num_classes=3), tmp_path / "r.safetensors"
+    facts = preprocessing.create(96, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], interpolation="bicubic")
+    fields = {"width": 8, "num_classes": 3, "image_size": 96}
+    variables = models.initialize(model, jax.random.key(0), model.example())
+    weights.save(file, model, variables, {"model": "resnet18", "fields": fields, "preprocessing": facts})
+    c = config.get_config(f"from={file},to=caltech101")
+    assert c.model.to_dict() == {"name": "resnet18", "width": 8} and c.data.image_size == 96
+    assert c.data.mean == (0.1, 0.2, 0.3) and c.data.std == (0.4, 0.5, 0.6) and c.data.interpolation == "bicubic"

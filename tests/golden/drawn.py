@@ -26,6 +26,21 @@ def weight(path: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.float32(0.2) * drawn  # biases, means, positions, ...
 
 
+def torch_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns an array for a name of PyTorch ("layer1.0.conv1.weight") and its shape there, all with some effect.
+
+    Activations keep their size in deep networks, so that differences of rounding do not grow.
+    """
+    if name.endswith("num_batches_tracked"):
+        return np.zeros(shape, np.int64)
+    drawn = images(name, shape)
+    if name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
+        return np.float32(1) + np.float32(0.1) * np.square(drawn)
+    if name.endswith("weight"):
+        return drawn * np.float32(np.sqrt(1 / np.prod(shape[1:])))
+    return np.float32(0.1) * drawn
+
+
 def abstract(model: Any) -> Any:
     """Returns the shapes of a model's variables, for its own example."""
     import jax

@@ -67,6 +67,7 @@ class Decoder:
       exif: "apply" turns a photograph as its EXIF orientation says, before the crop; "ignore" takes it as stored. (PIL
         always applies the orientation tag of a TIFF.)
       interpolation: filter of the resampling, "bilinear" or "bicubic"; both are antialiased.
+      exact: whether the evaluation crop resizes the whole picture first, to the bit as torchvision, also if bilinear.
     """
 
     crop: str
@@ -77,6 +78,7 @@ class Decoder:
     eval_crop: float = 0.875
     exif: str = "apply"
     interpolation: str = "bilinear"
+    exact: bool = False
 
     def __call__(self, encoded: bytes | Path | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Returns the pixels of one image, uint8 [H, W, C].
@@ -108,7 +110,7 @@ class Decoder:
 
     def _resizes_whole(self, sides: tuple[int, int]) -> bool:
         """Decides whether evaluation resizes a whole picture of (width, height): not if a very long one became huge."""
-        if self.crop == "none" or self.interpolation != "bicubic":
+        if self.crop == "none" or not (self.exact or self.interpolation == "bicubic"):
             return False
         return self.crop == "whole" or math.prod(crops.resized(*sides, self.size, self.eval_crop)) <= MOST_PIXELS
 

@@ -300,7 +300,7 @@ class ImageFeed:
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
             "label_shape": list(self.label_shape),
-            "decoder": plain(dataclasses.asdict(self.decoder)),
+            "decoder": {k: v for k, v in plain(dataclasses.asdict(self.decoder)).items() if k != "exact" or v},
             **({"background": self.background} if self.background else {}),
             "identity": {name: self.split(name).identity() for name in ("train", "test")},
         }

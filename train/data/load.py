@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from models import plugins
-from models.errors import choice_error
+from models.errors import UserError, choice_error
+from models.weights import hub
 from train.data.options import Options
 from train.data.select import select
 from train.data.source import Source
@@ -50,4 +51,6 @@ def _load(split: str, options: Options) -> Source:
         name, known_colon, _ = pattern.partition(":")
         if (kind, colon, bool(argument)) == (name, known_colon, bool(known_colon)):
             return plugins.imported(where)(*filter(None, [argument]), split, options)
+    if hub.is_name(options.source) or options.source.endswith(".safetensors"):  # see train/published.py
+        raise UserError(f"{options.source} has no images of its own: name files, or use a run on a data set")
     raise choice_error("data.source", options.source, (*KINDS, *TEXT_KINDS), own=True)

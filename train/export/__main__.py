@@ -1,6 +1,7 @@
 """Exports trained networks as files for other programs. See --help."""
 
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ USAGE = """Exports a trained network into a folder: one file, and card.json, whi
     python -m train.export --workdir=runs/x --format=torch --torch_python=venv-torch/bin/python --out=x_torch
     python -m train.export --workdir=runs/x --format=compressed --share="linear(conv=8, dense=5)" --out=exported/x_small
 
+    python -m train.export --workdir=runs/x --to=hf:me/digits --license=CC-BY-4.0
+
 safetensors  our names and shapes, for --config.init_from and `python -m models.weights`
 torch        names and shapes of torchvision or timm, whichever has the network, for load_state_dict(strict=True)
 onnx         by jax2onnx, for batches of any size (pip install -e '.[export]'; pip install --no-deps jax2onnx)
@@ -37,28 +40,41 @@ are printed. If the difference is too large, nothing is written, and the exit co
 
 Files hold float32 numbers; a run in bfloat16 rounds its results, and an exported network does not. Of low-bit layers,
 the weights are written as the network computes with them. Of a network with pruned filters, the smaller dense network
-is written."""
+is written.
+
+--to=hf:USER/NAME also writes config.json and a card in Markdown, and uploads the folder to a repository of the Hugging
+Face hub, which is created if needed. models.load, --config.init_from and train.predict take it as hf:USER/NAME. The
+token comes from huggingface_hub (hf auth login, or HF_TOKEN). Without --out, the folder is removed afterwards."""
 
 
 def main() -> int:
     """Loads the run, exports its network, and prints the results; returns the exit code."""
-    if not WORKDIR.value or not OUT.value:
+    if not WORKDIR.value or not (OUT.value or TO.value):
         raise UserError(f"--{'out' if WORKDIR.value else 'workdir'} is missing, e.g. --workdir=runs/x --out=exported/x")
+    if TO.value and not OUT.value:
+        with tempfile.TemporaryDirectory() as folder:
+            return export(str(Path(folder) / "exported"))
+    return export(OUT.value)
+
+
+def export(out: str) -> int:
+    """Exports into the folder `out`, uploads it where --to says so, and returns the exit code."""
     from models.compress import file
     from train import restore  # imports Orbax, which --help does not need
-    from train.export import verify, write
+    from train.export import push, verify, write
 
     console = command.console()
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.named_format(FORMAT.value).folds)
     for_torch = {flag.name: str(flag.value) for flag in (LAYOUT, TORCH_PYTHON) if flag.present}
-    write.check(FORMAT.value, OUT.value, folds, for_torch)
+    write.check(FORMAT.value, out, folds, for_torch)
+    repository = push.repository(TO.value, FORMAT.value) if TO.value else ""
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     try:
         card = write.of_run(
             run,
             state,
             FORMAT.value,
-            OUT.value,
+            out,
             folds=folds,
             share=SHARE.value,
             images=IMAGES.value,
@@ -70,10 +86,14 @@ def main() -> int:
         console.print(f"error: the export failed, and nothing was written: {error}", soft_wrap=True, markup=False)
         return 1
     if FORMAT.value == "compressed":
-        data = file.read(Path(OUT.value) / card["file"])
+        data = file.read(Path(out) / card["file"])
         console.print(table(file.rows(file.table(data, file.load(data)[1]))))
-    for line in filter(None, lines(card, Path(OUT.value), card["metrics"], run.task.headline)):
+    for line in filter(None, lines(card, Path(out), card["metrics"], run.task.headline)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+    if repository:
+        push.write(Path(out), card, repository)
+        commit = push.push(Path(out), repository)
+        console.print(f"uploaded to hf:{repository}, commit {commit[:12]}", soft_wrap=True, highlight=False)
     return 0
 
 
@@ -129,6 +149,7 @@ if __name__ == "__main__":  # flags are defined only here, since absl has one ta
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Checkpoint of the run: last, or best (on its test set).")
     FORMAT = flags.DEFINE_string("format", "safetensors", "One of the formats above.")
     OUT = command.define_path("out", None, "Folder to write.")
+    TO = flags.DEFINE_string("to", "", "Repository of the hub to upload to, hf:USER/NAME.")
     FOLD = flags.DEFINE_list(
         "fold", ["normalization", "batch_norm"], "onnx, stablehlo: operations to make part of the program."
     )

@@ -47,6 +47,7 @@ SCHEMA = {
                     "exif": {"enum": ["apply", "ignore"]},
                 },
                 interpolation={"enum": ["bilinear", "bicubic"]},
+                exact={"type": "boolean"},
             ),
             "sha256": {"type": "object", "additionalProperties": _TEXT},
             "card_sha256": _TEXT,

@@ -23,6 +23,7 @@ from models import weights
 from models.compress import file
 from models.errors import UserError
 from models.kernels.tracing import lowering
+from models.weights import preprocessing
 from train.export import cards, graph
 from train.export.network import PortableNetwork
 from train.storage.files import write_atomically
@@ -91,7 +92,10 @@ def _write_compressed(network: PortableNetwork, card: Card, path: Path) -> Card:
 
 
 def _write_safetensors(network: PortableNetwork, card: Card, path: Path) -> Card:
-    weights.save(path, network.create(), network.variables, {"model": network.name, "fields": network.fields})
+    facts = preprocessing.of_card(card["preprocessing"])
+    about = {"model": network.name, "fields": network.fields, "labels": tuple(card["labels"])}
+    about |= {"license": card["license"] or "", **({} if facts is None else {"preprocessing": facts})}
+    weights.save(path, network.create(), network.variables, about)
     return {"usage": _OURS}
 
 

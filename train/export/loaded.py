@@ -9,6 +9,8 @@ import flax.linen as nn
 import numpy as np
 
 from models.errors import UserError, choice_error
+from models.weights import hub
+from train import published
 from train.data import background
 from train.data.decode import Decoder, of_file, of_pixels
 from train.data.source import Source
@@ -59,25 +61,33 @@ class Loaded(NamedTuple):
             eval_crop=facts["eval_crop"],
             exif=facts["exif"],
             interpolation=facts.get("interpolation", "bilinear"),  # cards of earlier versions have none
+            exact=facts.get("exact", False),
         )
         shape = tuple(facts["shape"])
         return of_pixels(decoder, shape, image) if isinstance(image, np.ndarray) else of_file(decoder, shape, image)
 
 
 def load(where: str | Path, which: str | None = None) -> Loaded:
-    """Opens the folder of an exported network or of a run.
+    """Opens the folder of an exported network or of a run, or published weights.
 
     Args:
-      where: the folder.
+      where: the folder, or weights as `models.load` takes them.
       which: the checkpoint of a run, "last" (also for None) or "best"; None for an exported network.
 
     Raises:
       UserError: the folder holds neither, it is damaged, or a library that the format needs is missing; or `which` is
         given for an exported network.
     """
+    if published.is_published(where):
+        if which is not None:
+            raise UserError(f"{where} has no checkpoints; leave --checkpoint={which} out")
+        return of_run(where)
     folder = fetched(where)
     if not folder.is_dir():
-        raise UserError(f"{where}: there is no such folder; give that of a run or of an exported network")
+        raise UserError(
+            f"{where}: there is no such folder; give that of a run or of an exported network, a "
+            f".safetensors file, or published weights ({hub.FORMS})"
+        )
     if not cards.is_in(folder):
         return of_run(folder, which or "last")
     if which is not None:
@@ -89,7 +99,7 @@ def load(where: str | Path, which: str | None = None) -> Loaded:
     return Loaded(card, opened, functools.partial(cards.network, folder, card))
 
 
-def of_run(folder: Path, which: str = "last") -> Loaded:
+def of_run(folder: str | Path, which: str = "last") -> Loaded:
     """Opens a checkpoint of a run, in float32."""
     from train import restore  # imports the loop, which exported networks do not need
     from train.export import network, write

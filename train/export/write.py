@@ -12,7 +12,7 @@ import jax
 from models.analysis.cost import analyze
 from models.errors import UserError, choice_error
 from models.weights import torch_names
-from train.export import cards, formats, graph, network, verify
+from train.export import cards, formats, graph, network, push, verify
 from train.export.network import PortableNetwork
 from train.recording import summary
 from train.run import Network
@@ -34,6 +34,7 @@ def preprocessing(run: Network) -> dict[str, Any]:
         "eval_crop": decoder.eval_crop,
         "exif": decoder.exif,
         "interpolation": decoder.interpolation,
+        "exact": decoder.exact,
         "shape": list(run.images.image_shape),
         "background": run.images.background,
         "mean": list(data["mean"]),
@@ -67,7 +68,7 @@ def card_of(
         "folded": [fold for fold in graph.FOLDS if fold in folds],
         "metrics": dict(metrics),
         "data": run.config["data"]["source"],
-        "license": license or None,
+        "license": license or run.config.get("weights", {}).get("license") or None,
         "config": run.config,
         "made": {**summary.environment(jax.devices()), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
     }
@@ -186,7 +187,9 @@ def named_format(format: str) -> formats.Format:
 
 def _ours(path: Path) -> bool:
     """Returns True for a file that an export writes; a folder with any other file is never deleted."""
-    return path.name == cards.NAME or path.name.removesuffix(".data") in {how.file for how in formats.FORMATS.values()}
+    return path.name in (cards.NAME, push.CONFIG, push.README) or path.name.removesuffix(".data") in {
+        how.file for how in formats.FORMATS.values()
+    }
 
 
 def check(format: str, out: str | Path, folds: Collection[str], for_torch: Mapping[str, str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """The variables that a run starts with: drawn, loaded from another network, fitted to the data, or quantized."""
 
+import sys
 from typing import Any
 
 import jax
@@ -40,6 +41,8 @@ def variables(
     drawn, state = task.init(key, feed.inputs)
     if config.init_from:
         source = pretrained.load(config.init_from)
+        if feed.unit == "images" and (line := pretrained.differences(source, config.data)):
+            print(line, file=sys.stderr)
         drawn, digest = pretrained.start(model, drawn, source, new), source.digest()
     if config.data_init == "lsuv":
         drawn = init.lsuv(model, drawn, next(feed.training_images(1, part)), jax.random.fold_in(key, 2))

@@ -13,7 +13,9 @@ from models import weights
 from models.compress import file
 from models.errors import UserError
 from models.layers import low_bit
+from models.weights import hub
 from train.export import cards
+from train.setup.config import Reader
 from train.storage import checkpoint, workdir
 from train.storage.remote import fetched
 
@@ -24,14 +26,16 @@ class Pretrained(NamedTuple):
     """A pretrained network.
 
     Attributes:
-      where: the path that it was loaded from.
+      where: the path or name that it was loaded from.
       name: the name of the network, or None if a file does not say.
       arrays: arrays by this project's paths.
+      preprocessing: how its images were prepared (models/weights/preprocessing.py), or None if that is not known.
     """
 
     where: str
     name: str | None
     arrays: dict[str, np.ndarray]
+    preprocessing: dict[str, Any] | None = None
 
     def digest(self) -> str:
         """Returns a digest of the names and bits of all arrays."""
@@ -49,18 +53,21 @@ def load(where: str | Path) -> Pretrained:
 
     Args:
       where: the folder of a run or of an exported network (`python -m train.export`, in a format that holds weights), a
-        .safetensors file (`python -m models.weights import`), or a compressed file.
+        .safetensors file (`python -m models.weights import`), a compressed file, or published weights by name
+        (models/weights/hub.py).
 
     Raises:
       UserError: there is no such network, or it is damaged.
     """
+    if hub.is_name(where):
+        return _load_published(str(where))
     path = fetched(where)
     if path.is_dir():
         return _load_export(path) if cards.is_in(path) else _load_run(path)
     if not path.exists():
         raise UserError(
             f"init_from={where}: there is no such run or file; allowed: the folder of a run or of an exported network, "
-            f"a {file.SUFFIX} or a .safetensors file"
+            f"a {file.SUFFIX} or a .safetensors file, or {hub.FORMS}"
         )
     if path.suffix.lower() == file.SUFFIX:
         return _load_compressed(path)
@@ -69,7 +76,41 @@ def load(where: str | Path) -> Pretrained:
             f"init_from={where}: must be the folder of a run or of an exported network, a {file.SUFFIX} or a "
             ".safetensors file; convert other files by python -m models.weights import"
         )
-    return Pretrained(str(where), weights.description(path).get("model"), weights.read(path))
+    stored = weights.description(path)
+    return Pretrained(str(where), stored.get("model"), weights.read(path), stored.get("preprocessing"))
+
+
+def _load_published(where: str) -> Pretrained:
+    """Loads weights by name; a head that had to be drawn is left out."""
+    try:
+        _, variables, card = hub.load(where)
+    except UserError as error:
+        raise UserError(f"init_from={error}") from None
+    arrays = weights.flatten(variables)
+    if card["head"] == "drawn":
+        arrays = {name: array for name, array in arrays.items() if not name.startswith("head/")}
+    return Pretrained(where, card["model"], arrays, card["preprocessing"])
+
+
+def differences(pretrained: Pretrained, data: Reader) -> str:
+    """Returns a warning if a run normalizes or resizes images in another way than its pretrained network, or ""."""
+    if pretrained.preprocessing is None:
+        return ""
+    texts = []
+    for name in ("mean", "std", "interpolation"):
+        theirs, ours = pretrained.preprocessing[name], getattr(data, name)
+        ours = ours if isinstance(ours, str) else [float(number) for number in ours]
+        if (ours != theirs) if isinstance(ours, str) else not _same_numbers(ours, theirs):
+            texts.append(f"data.{name}={_text(ours)} instead of {_text(theirs)}")
+    return f"warning: {pretrained.where} was trained on other images: {'; '.join(texts)}" if texts else ""
+
+
+def _same_numbers(ours: list[float], theirs: list[float]) -> bool:
+    return bool(np.allclose(ours, theirs, atol=5e-4)) if len(ours) in (1, len(theirs)) else False
+
+
+def _text(value: str | list[float]) -> str:
+    return value if isinstance(value, str) else " ".join(f"{number:g}" for number in value)
 
 
 def _load_export(folder: Path) -> Pretrained:

@@ -21,7 +21,7 @@ SCHEMA = {"type": "object", "additionalProperties": {"type": "string"}}
 _FILE = re.compile(r"""[^|('"\s][^|('"]*\.py(?=:)""")  # in FILE.py:NAME, as part of any value
 # By key: the paths whose content is in the record that each checkpoint keeps, or which affect no result (data.dir)
 _RECORDED = {
-    "init_from": re.compile(".+", re.DOTALL),
+    "init_from": re.compile(r"\A(?!hf:|torchvision:|https?://).+", re.DOTALL | re.IGNORECASE),
     "data.dir": re.compile(".+", re.DOTALL),
     "data.source": re.compile("(?<=^folder:).+|(?<=^text:).+|(?<=^arrays:).+", re.DOTALL),
     "optimizer.prune": re.compile(r"""(?<=['"])[^'"]*\.json(?=['"])"""),
