@@ -11,7 +11,10 @@ FUZZ_SECONDS ?= 600
 
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup train check test test-all fuzz lint docs bench studies report clean
+# Published weights that `make explain-demo` downloads, or a file of `python -m models.weights import`.
+DEMO ?= hf:timm/tf_efficientnet_lite0.in1k
+
+.PHONY: help setup train check test test-all fuzz lint docs bench studies report explain-demo clean
 
 help:
 	@echo "make setup     create .venv and install the project with the tested versions"
@@ -25,6 +28,7 @@ help:
 	@echo "make bench     networks (one by batch), CIFAR, data, start-up beside PyTorch and timm (the extra bench); skipping"
 	@echo "make studies   all studies at the smallest scale, in runs/studies; finished trials are not run again"
 	@echo "make report    report/index.html, report/report.md, and what is generated in README.md and docs/ (minutes)"
+	@echo "make explain-demo   explained/: what an ImageNet network ($(DEMO)) sees in two photographs"
 	@echo "make clean     remove .venv and caches; runs/ stays"
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -73,6 +77,11 @@ studies: $(READY)
 
 report: $(READY)
 	$(BIN)/python -m experiments.report --readme=README.md --docs=docs
+
+explain-demo: $(READY)
+	$(BIN)/python -m experiments.explain --workdir=$(DEMO) --out=explained \
+	  --image="$$($(BIN)/python -c 'import sklearn, pathlib; print(pathlib.Path(sklearn.__file__).parent / "datasets/images")')" \
+	  --method="grad_cam|guided_backprop|guided_grad_cam|occlusion"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .ruff_cache

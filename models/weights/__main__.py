@@ -18,6 +18,7 @@ USAGE = """Imports weights of other libraries, and exports weights to them.
   python -m models.weights list resnet50
   python -m models.weights import hf:timm/resnet50.a1_in1k --out resnet50.safetensors
   python -m models.weights import torchvision:swin_t/IMAGENET1K_V1 --out swin_t.safetensors
+  python -m models.weights import --as hf:timm/resnet50.a1_in1k model.safetensors --out resnet50.safetensors
   python -m models.weights import --from torchvision resnet50.pth --model resnet50 --out resnet50.safetensors
   python -m models.weights import --from timm r.bin --model resnet50 --new head --set num_classes=10 --out r.safetensors
   python -m models.weights export --to torchvision resnet50.safetensors --out resnet50.pth
@@ -25,7 +26,8 @@ USAGE = """Imports weights of other libraries, and exports weights to them.
 list prints the pretrained weights of networks that are ours: those whose name or network contains a text, or matches a
 pattern such as "*vit*384*". import takes each of them by name (hf:ORGANIZATION/NAME@REVISION for a certain state), and
 other repositories of the hub in timm's form. They tell the network, and how its images are prepared; the written file
-has both. Downloads are cached; huggingface_hub's own configuration holds (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, ...).
+has both. With --as, a file that you have downloaded is taken for the weights of that name, and nothing is downloaded.
+Downloads are cached; huggingface_hub's own configuration holds (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, ...).
 
 Files are .safetensors, .npz (BiT's), or PyTorch's, which end in .pth, .pt, .bin, .pth.tar, .ckpt, .th or .model.
 Nothing in them is executed, and PyTorch is needed only to write one. Weights in checkpoints are looked for under the
@@ -42,6 +44,7 @@ OWN = "safetensors"  # name of the project's layout on the command line; only su
 
 
 def _define(options: flags.FlagValues) -> None:
+    flags.DEFINE_string("as", None, "import: the name of the weights in the file, from list", flag_values=options)
     flags.DEFINE_string("from", None, "import: the layout of the file", flag_values=options)
     flags.DEFINE_string("to", None, "export: the layout of --out", flag_values=options)
     flags.DEFINE_string(
@@ -64,7 +67,12 @@ def _act(options: flags.FlagValues, arguments: list[str]) -> None:
     if len(files) != 1:
         raise UserError(f"{name} takes one file, not {len(files)}")
     if name == "import" and hub.is_name(files[0]):
+        if options["as"].present:
+            raise UserError(f"--as is for files, and {files[0]} is a name itself")
         _import_by_name(options, files[0])
+        return
+    if name == "import" and options["as"].present:
+        _import_by_name(options, str(options["as"].value), files[0])
         return
     action, needed, forbidden = actions[name]
     for flag in (needed, "out"):
@@ -106,15 +114,20 @@ def _check_out(path: str | None) -> None:
         raise UserError(f"--out={path} must end in .safetensors")
 
 
-def _import_by_name(options: flags.FlagValues, name: str) -> None:
+def _import_by_name(options: flags.FlagValues, name: str, file: str | None = None) -> None:
     for flag in ("from", "to", "model"):
         if options[flag].present:
             raise UserError(f"--{flag} is for files: {name} tells the network and the layout")
     _check_out(options.out)
-    model, variables, card = hub.load(name, new=options.new, seed=options.seed, **command.fields(options))
+    if not hub.is_name(name):
+        raise choice_error("weights", name, tags.table())
+    if file and Path(options.out).resolve() == Path(file).resolve():
+        raise UserError(f"--out={options.out} is the file to read: choose another")
+    fields = command.fields(options)
+    model, variables, card = hub.load(name, new=options.new, seed=options.seed, file=file, **fields)
     weights.save(options.out, model, variables, hub.description(card))
     new = ", head drawn anew" if card["head"] == "drawn" else ""
-    _report(card["model"], variables, f"from {card['source']}{new}", f"to {options.out}")
+    _report(card["model"], variables, f"from {file or card['source']}{new}", f"to {options.out}")
     print(f"license: {card['license'] or 'not stated'}; images: {_images(card['preprocessing'])}")
 
 

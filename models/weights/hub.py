@@ -77,11 +77,14 @@ def is_name(where: object) -> bool:
     return isinstance(where, str) and bool(_NAMED.match(where))
 
 
-def load(where: str, /, *, new: Collection[str] = (), seed: int = 0, **fields: Any) -> Loaded:
+def load(
+    where: str, /, *, new: Collection[str] = (), seed: int = 0, file: str | Path | None = None, **fields: Any
+) -> Loaded:
     """Returns a pretrained network by name, or from a file of `python -m models.weights import`.
 
     Args:
       where: The name, see the module's docstring, or a .safetensors file.
+      file: The file of these weights, if it is here already; then `where` must be in the table of tags.
       new: Parts to draw anew, such as "head" for other classes; a network without a head gets one.
       seed: Seed of what is drawn.
       **fields: Values for fields of the network, e.g. num_classes=10.
@@ -91,15 +94,16 @@ def load(where: str, /, *, new: Collection[str] = (), seed: int = 0, **fields: A
         license forbids some use and ABLATE_ACCEPT_LICENSE does not name it.
     """
     try:
-        return _by_name(where, new, seed, fields) if is_name(where) else _from_file(where, new, seed, fields)
+        if is_name(where):
+            return _by_name(_of_file(where, Path(file)) if file else find(where), new, seed, fields)
+        return _from_file(where, new, seed, fields)
     except UserError as error:
         raise UserError(str(error) if where in str(error) else f"{where}: {error}") from None
 
 
-def _by_name(where: str, new: Collection[str], seed: int, fields: dict[str, Any]) -> Loaded:
-    source = find(where)
+def _by_name(source: Source, new: Collection[str], seed: int, fields: dict[str, Any]) -> Loaded:
     fields = {**source.fields, **fields}
-    with reading(where, source.path.suffix):
+    with reading(source.where, source.path.suffix):
         model = models.create(source.network, **fields)
     if not source.classes and "head" not in new:
         new = (*new, "head")
@@ -250,16 +254,32 @@ def _hint(where: str) -> str:
 
 
 def _find_torchvision(where: str) -> Source:
-    known = {name: tag for name, tag in tags.table().items() if name.startswith("torchvision:")}
+    tag = _tag(where, "torchvision:")
+    digest = re.search(r"-([0-9a-f]{8,})\.", tag.file)
+    return _source(tag, download.from_url(tag.file, digest[1] if digest else ""), "torchvision")
+
+
+def _of_file(where: str, path: Path) -> Source:
+    """Returns the source of a tag whose file is here already."""
+    tag = _tag(where)
+    if where.startswith("http"):
+        return _source(tag, path, inferred.infer(weights.read(path))[2])
+    return _source(tag, path, "timm" if where.startswith("hf:") else "torchvision")
+
+
+def _tag(where: str, prefix: str = "") -> tags.Tag:
+    """Returns a tag of the table whose license allows its use."""
+    known = {name: tag for name, tag in tags.table().items() if name.startswith(prefix)}
     if where not in known:
         raise choice_error("weights", where, known)
-    tag = known[where]
-    _check_license(where, tag.license)
-    digest = re.search(r"-([0-9a-f]{8,})\.", tag.file)
-    path = download.from_url(tag.file, digest[1] if digest else "")
+    _check_license(where, known[where].license)
+    return known[where]
+
+
+def _source(tag: tags.Tag, path: Path, layout: str) -> Source:
     fields = _fields(tag.network, tag.fields, tag.classes, tag.preprocessing["size"])
     labels = tags.labels(tag.classes)
-    return Source(where, path, "torchvision", tag.network, fields, tag.classes, tag.preprocessing, labels, tag.license)
+    return Source(tag.name, path, layout, tag.network, fields, tag.classes, tag.preprocessing, labels, tag.license)
 
 
 def _find_url(where: str) -> Source:

@@ -90,7 +90,8 @@ def of_card(facts: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     crop = "whole" if facts["crop"] in ("whole", "none") or height != facts["size"] else "resize"
     mean, std = ([*facts[name]] * (channels if len(facts[name]) == 1 else 1) for name in ("mean", "std"))
-    return create(height, mean, std, crop, facts["eval_crop"], facts["interpolation"], facts["exact"])
+    how = facts.get("interpolation", "bilinear"), facts.get("exact", False)  # earlier cards lack both
+    return create(height, mean, std, crop, facts["eval_crop"], *how)
 
 
 class Config:

@@ -315,12 +315,16 @@ def network_of(family):
 
 
 def card_of(family, format):
-    channels = network_of(family).inputs[-1]
+    shape = network_of(family).inputs[1:]
+    channels = shape[-1]
     return {
         "format": format, "file": formats.FORMATS[format].file, "folded": list(formats.FORMATS[format].folds),
         "labels": [], "architecture": FAMILIES[family].name, "fields": FAMILIES[family].fields,
         "inputs": list(network_of(family).inputs), "license": None, "probabilities": "softmax",
-        "preprocessing": {"mean": [0.5] * channels, "std": [0.25] * channels},
+        "preprocessing": {
+            "mean": [0.5] * channels, "std": [0.25] * channels, "channels": channels, "shape": list(shape),
+            "crop": "resize", "size": shape[0], "eval_crop": 0.875, "exif": "apply",
+        },
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from train.data.source import Source
 
 WEIGHTS = SHARED / "weights/tf_efficientnet_lite0.safetensors"
 pytestmark = pytest.mark.skipif(not WEIGHTS.is_file(), reason="needs ../shared")
+NAME = "hf:timm/tf_efficientnet_lite0.in1k"
 BATCH = 10
 # Preprocessing of timm's network, as keys of the section `data`
 PREPROCESSING = {"image_size": 224, "crop": "resize", "eval_crop": 0.875, "interpolation": "bicubic", "exif": "ignore"}
@@ -34,11 +35,13 @@ class Imported(NamedTuple):
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """Returns the network as a user has it, by the command line."""
+    """Returns the network as a user has it, by the command line; the table knows how its images are prepared."""
     file = str(tmp_path_factory.mktemp("weights") / "lite0.safetensors")
-    arguments = ["import", "--from=timm", str(WEIGHTS), "--model=efficientnet_lite0", f"--out={file}"]
-    assert main(["weights", *arguments]) == 0
-    model = models.create("efficientnet_lite0")
+    assert main(["weights", "import", f"--as={NAME}", str(WEIGHTS), f"--out={file}"]) == 0
+    model, _, card = models.load(file)
+    assert model == models.create("efficientnet_lite0") and card["source"] == NAME
+    facts = {**card["preprocessing"], "image_size": card["preprocessing"]["size"], "exif": "ignore"}  # for the golden
+    assert {name: facts[name] for name in PREPROCESSING} == PREPROCESSING and set(facts["mean"]) == {0.5}
     options = Options("tfds:imagenet_sample", dir=str(SHARED / "tfds"), test_split="validation", **PREPROCESSING)
     return Imported(model, weights.load(file, model), load(options, "test"))
 

@@ -278,6 +278,14 @@ def test_list(capsys):
         (["import", WHERE, "--out=a.npz"], "must end in .safetensors"),
         (["import", WHERE, "--out=a.safetensors", "--from=timm"], "--from is for files"),
         (["import", WHERE, "--out=a.safetensors", "--model=resnet50"], "--model is for files"),
+        (["import", WHERE, "--out=a.safetensors", f"--as={WHERE}"], "--as is for files"),
+        (["import", "a.bin", "--out=a.safetensors", "--as=resnet50"], "unknown weights 'resnet50'"),
+        (
+            ["import", "a.bin", "--out=a.safetensors", "--as=hf:timm/resnet50.a1_in2k"],
+            "did you mean 'hf:timm/resnet50.a1",
+        ),
+        (["import", "a.bin", "--out=a.safetensors", "--as=hf:timm/resnet50.a1_in1k"], "a.bin"),
+        (["import", "a.safetensors", "--out=a.safetensors", "--as=hf:timm/resnet50.a1_in1k"], "is the file to read"),
         (["list", "a", "b"], "one pattern"),
     ],
 )
