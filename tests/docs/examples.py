@@ -26,6 +26,8 @@ python -m experiments.bench --cases=mobilenet_v2 --sizes=224 --peer_python=../ve
     parse   minutes, with PyTorch
 python -m experiments.bench --cases=resnet50 --sweep=batch
     parse   minutes; test_bench.py
+python -m experiments.bench --topology=v5e:1x1 --cases=resnet50 --blocks=1
+    parse   needs libtpu; train/test_forecast.py
 python -m experiments.bench.costs --out=experiments/results/costs
     parse   two minutes; test_costs.py
 python -m experiments.bench.skipped
@@ -50,6 +52,8 @@ python -m experiments.bench.tf_data '{"case": "data", "folder": "photos", "size"
     parse   needs TensorFlow
 python -m experiments.explain --workdir=runs/x --indices=0,5,9 --method="grad_cam|guided_grad_cam"
     run
+python -m experiments.explain --workdir=hf:timm/resnet50.a1_in1k --image=cat.jpg
+    parse   downloads; train/test_published.py
 python -m experiments.explain --workdir=runs/x --image=cat.jpg --method="occlusion(size=32, stride=8)"
     run     size=32 -> size=4; stride=8 -> stride=2
 python -m experiments.explain --workdir=runs/x --image=both.jpg --target=cat,dog --method=grad_cam
@@ -114,6 +118,14 @@ python -m models.analysis resnet50 --resolution=224 --set norm=group --csv=cost.
     run
 python -m models.analysis.textbook
     run
+python -m models.weights list resnet50
+    run
+python -m models.weights import hf:timm/resnet50.a1_in1k --out resnet50.safetensors
+    parse   downloads; models/weights/test_hub.py
+python -m models.weights import torchvision:swin_t/IMAGENET1K_V1 --out swin_t.safetensors
+    parse   downloads; models/weights/test_urls.py
+python -m models.weights import --as hf:timm/resnet50.a1_in1k model.safetensors --out resnet50.safetensors
+    parse   needs the file; train/test_photographs.py
 python -m models.weights import --from torchvision resnet50.pth --model resnet50 --out resnet50.safetensors
     run     resnet50.pth -> torchvision.safetensors; --set width=8
 python -m models.weights import --from timm r.bin --model resnet50 --new head --set num_classes=10 --out r.safetensors
@@ -126,6 +138,8 @@ python -m train --config=configs/cifar10.py:resnet20,norm=group --workdir=runs/x
     run     runs/x -> runs/y; --config.data.source=arrays:cifar10.npz; --config.duration="2 steps"
 python -m train --config=configs/cifar10.py:resnet56 --dry_run
     run     --config.data.source=arrays:cifar10.npz
+python -m train --config=configs/imagenet.py:resnet50 --dry_run --topology=v5e:4x4
+    parse   needs libtpu; train/test_forecast.py
 python -m train --config=configs/digits.py --config.duration="40 epochs" --workdir=runs/digits --extend
     run     40 epochs -> 3 epochs
 python -m train.adaptive --workdir=runs/aig
@@ -150,6 +164,10 @@ python -m train.export --workdir=runs/x --format=torch --torch_python=venv-torch
     parse   needs PyTorch; test_export.py
 python -m train.export --workdir=runs/x --format=compressed --share="linear(conv=8, dense=5)" --out=exported/x_small
     run
+python -m train.export --workdir=runs/x --to=hf:me/digits --license=CC-BY-4.0
+    parse   needs a token; train/test_published.py
+python -m train.predict hf:timm/resnet50.a1_in1k cat.jpg
+    parse   downloads; train/test_published.py
 python -m train.predict runs/digits experiments/samples/*.png
     run
 python -m train.predict runs/x cat.jpg dog.png

@@ -22,6 +22,7 @@ from tests.tiny import ROOT
 # Replaces the work of a command: its flags and its config are read, and nothing is done
 PARSE = """
 import runpy, sys
+from absl import flags
 from models import command
 import train.cli
 readers = []
@@ -35,7 +36,12 @@ def stop(main, usage, positional=False, parse=train.cli._parse):
     sys.exit(f"unexpected argument {arguments[1]}" if len(arguments) > 1 and not positional else 0)
 command.run = train.cli.run = stop
 train.cli.define_config = define_config
-command.run_argv = lambda argv, usage, define, act: sys.exit("run it")
+def stop_argv(argv, usage, define, act):
+    options = flags.FlagValues()
+    define(options)
+    options(list(argv))
+    sys.exit(0)
+command.run_argv = stop_argv
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """

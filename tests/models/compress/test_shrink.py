@@ -239,7 +239,7 @@ RESNET = ("resnet8", {"stage_sizes": (1, 1), "width": 8})
             "stage1/layer0/conv2",
             "stage1/layer0/conv2 cannot be removed: stage1/layer1/norm1/.* sees them together with those of other",
         ),
-        (("vit_tiny_patch16", CASES["vit"][1]), "block0/attention/qkv", "attention/qkv cannot be removed: cannot resh"),
+        (("vit_tiny_patch16", CASES["vit"][1]), "block0/attention/qkv", "attention/qkv cannot be removed: array split"),
         (
             ("convnext_ladder12_fewer_norms", {"stage_sizes": (1, 1), "width": 8, **TEN}),
             "stem_conv",
