@@ -34,7 +34,7 @@ def bench_rows(results: Path) -> list[dict[str, Any]]:
                 "commit": benchmark.get("commit", ""),
                 **row,
             }
-            if "ms" not in row:  # it failed
+            if "ms" not in row and "cycles" not in row:  # it failed
                 continue
             before = newest.setdefault((row["case"], row["device"]), [])
             if before and before[0]["measured"] < row["measured"]:
