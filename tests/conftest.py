@@ -122,6 +122,23 @@ def maps():
         return MOST_MAPS  # not Linux: the number is unknown
 
 
+@pytest.fixture(scope="module")
+def server():
+    """Serves published weights on the loopback, as the hub does."""
+    from tests import hub_server  # most tests need no server
+
+    with hub_server.serving() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(server, monkeypatch, tmp_path):
+    """Returns the server without repositories; huggingface_hub asks it, with caches of its own."""
+    from tests import hub_tiny
+
+    return hub_tiny.emptied(server, monkeypatch, tmp_path)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def room_for_programs():
     """Clears compiled programs once they are many, and freezes live objects so that garbage collection skips them.

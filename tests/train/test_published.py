@@ -31,17 +31,6 @@ GOLDEN = dict(np.load(FOLDER / "hub.npz"))
 CONFIGS = json.loads(str(GOLDEN["configs"]))
 
 
-@pytest.fixture(scope="module")
-def server():
-    with hub_server.serving() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server, monkeypatch, tmp_path):
-    return hub_tiny.emptied(server, monkeypatch, tmp_path)
-
-
 @pytest.fixture
 def photo(tmp_path):
     file = tmp_path / "photo.jpg"

@@ -14,18 +14,6 @@ from tests import hub_server, hub_tiny
 from tests.golden import drawn
 from tests.hub_tiny import NAME, WHERE, changed, equal, refused, repository
 
-
-@pytest.fixture(scope="module")
-def server():
-    with hub_server.serving() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server, monkeypatch, tmp_path):
-    return hub_tiny.emptied(server, monkeypatch, tmp_path)
-
-
 # -- what is read --------------------------------------------------------------------------------------------------
 
 

@@ -10,21 +10,9 @@ import models
 from models import weights
 from models.errors import UserError
 from models.weights import tags
-from tests import hub_server, hub_tiny
+from tests import hub_tiny
 from tests.golden import drawn
 from tests.hub_tiny import equal, refused
-
-
-@pytest.fixture(scope="module")
-def server():
-    with hub_server.serving() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server, monkeypatch, tmp_path):
-    return hub_tiny.emptied(server, monkeypatch, tmp_path)
-
 
 BIT = {"stage_sizes": (1, 1, 1, 1), "width": 64, "num_classes": 7}
 VIT = {"width": 32, "depth": 2, "heads": 4, "mlp_width": 48, "patch_size": 8, "image_size": 32, "num_classes": 5}
