@@ -53,15 +53,15 @@ EXIT_CODE = flags.DEFINE_integer(
 CONFIG = cli.define_config()
 
 
-def forecast(config: ConfigDict) -> int:
-    """Prints what the run of a config would be on the accelerators of --topology; returns the exit code."""
+def forecast_run(config: ConfigDict) -> int:
+    """Prints a forecast of the run of a config on the accelerators of --topology; returns the exit code."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # libtpu would look for TPUs
     from train.devices import topology
-    from train.recording import describe
+    from train.recording import forecast
 
-    describe.describe(config, command.console(), LAYERS.value, topology.read(TOPOLOGY.value or ""))
+    forecast.show(config, topology.read(TOPOLOGY.value or ""), command.console())
     return 0
 
 
@@ -77,6 +77,8 @@ def main() -> int:
         raise UserError("--layers prints a table with --dry_run; add it")
     if TOPOLOGY.value and not DRY_RUN.value:
         raise UserError("--topology compiles with --dry_run, and trains nothing; add it")
+    if TOPOLOGY.value and LAYERS.value:
+        raise UserError("--layers prints a table without --topology: leave one of them out")
     if EXTEND.value and DRY_RUN.value:
         raise UserError("--extend trains, and --dry_run does not: leave one of them out")
     if not WORKDIR.value and not DRY_RUN.value:
@@ -84,7 +86,7 @@ def main() -> int:
     from train.devices import multihost  # imports JAX, which takes time that errors in flags should not cost
 
     if TOPOLOGY.value:
-        return forecast(config)
+        return forecast_run(config)
     multihost.join(DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_SECONDS.value)
     with multihost.together():
         import jax

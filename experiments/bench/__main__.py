@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -296,13 +296,29 @@ def ahead(console: rich.console.Console) -> None:
     name = f"topology-{slug(target.name).replace('_', '-')}"
     out = Path(OUT.value or f"experiments/results/bench/{name}")
     results = Results(out, {"device": f"{target.name}, compiled for, not run", "commit": COMMIT.value or commit()})
-    for case in names:
-        began, measured = time.monotonic(), []
-        for row in bench.rows(case, target, BATCH.value, BLOCKS.value):
-            measured.append(row)
-        results.add(measured)
-        console.print(table(measured, time.monotonic() - began))
+    cases = ((case, lambda case=case: list(bench.rows(case, target, BATCH.value, BLOCKS.value))) for case in names)
+    take(cases, results, console)
     console.print(f"written to {out}")
+
+
+def take(
+    cases: Iterable[tuple[str, Callable[[], list[dict[str, Any]]]]], results: Results, console: rich.console.Console
+) -> None:
+    """Measures cases, and adds and prints their rows.
+
+    Args:
+      cases: (title, function that measures the rows).
+      results: Where to add the rows.
+      console: Where to print them.
+    """
+    for title, measure in cases:
+        began = time.monotonic()
+        try:
+            rows = measure()
+        except UserError as error:  # a failed case does not end the others
+            rows = [{"case": title, "subject": title, "what": "", "who": "", "side": "", "failed": str(error)}]
+        results.add(rows)
+        console.print(table(rows, time.monotonic() - began))
 
 
 def main() -> None:
@@ -337,14 +353,7 @@ def main() -> None:
     values = [int(value) for value in VALUES.value]
     with tempfile.TemporaryDirectory() as folder:
         cases = measured(names, SIZES.value, SWEEP.value, values, description["devices"], Path(folder), settings)
-        for title, measure in cases:
-            began = time.monotonic()
-            try:
-                rows = measure()
-            except UserError as error:  # a failed case does not end the others
-                rows = [{"case": title, "subject": title, "what": "", "who": "", "side": "", "failed": str(error)}]
-            results.add(rows)
-            console.print(table(rows, time.monotonic() - began))
+        take(cases, results, console)
         if PROFILE.value and not SWEEP.value:
             profile(results, settings, console)
     for target in targets.judged(results.rows):

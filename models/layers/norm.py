@@ -301,16 +301,8 @@ class BatchNorm(nn.Module):
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
             moments: dict[str, Any] = {"mean": mean, "var": var}
             for name, value in moments.items():
-                self.sow("batch_moments", name, value, reduce_fn=_newest, init_fn=_nothing)
+                self.sow("batch_moments", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         return y
-
-
-def _newest(_: Any, new: Any) -> Any:
-    return new
-
-
-def _nothing() -> Any:
-    return None
 
 
 class _ExampleNorm(nn.Module):

@@ -65,6 +65,7 @@ def test_dry_run_prints_the_table_and_the_config_and_writes_nothing(tmp_path):
             (("--config=configs/digits.py", "--workdir=W", "--layers"), "--layers prints a table with --dry_run"),
             (("--config=configs/digits.py", "--extend", "--dry_run"), "leave one of them out"),
             (("--config=configs/digits.py", "--topology=v5e:2x2", "--workdir=W"), "--topology compiles with --dry_run"),
+            (("--config=configs/digits.py", "--dry_run", "--topology=v5e:2x2", "--layers"), "without --topology"),
             (("--config=configs/digits.py", "--dry_run", "--topology=v7:2x2"), "unknown topology 'v7'"),
             ((), "--config is missing"),
             (("--config=configs/digits.py", "--config.batch_size=many"), "--config.batch_size=many"),

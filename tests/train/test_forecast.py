@@ -13,7 +13,8 @@ from experiments.bench import topology as bench
 from models.errors import UserError
 from tests import tiny
 from train.devices import compiled, topology
-from train.recording import describe, forecast
+from train.recording import forecast
+from train.run import build_run
 
 TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (the extra topology)")
 
@@ -25,18 +26,18 @@ def cpus(count=4, memory=2**30):
 
 def shown(config, target):
     out = io.StringIO()
-    describe.describe(config, rich.console.Console(file=out, width=200), target=target)
+    forecast.show(config, target, rich.console.Console(file=out, width=200))
     return out.getvalue()
 
 
 def test_a_forecast_is_that_of_the_program_that_would_run():
     config = tiny.config(devices=0, parallel="shard_map")
     step = forecast.lower(config, cpus(1))
-    run = describe.build_run(tiny.config(devices=1, parallel="shard_map", steps_per_call=1))
+    run = build_run(tiny.config(devices=1, parallel="shard_map", steps_per_call=1))
     real = run.train_call.lower(run.parallel.place(run.state), run.feed.data, next(run.feed.calls(0, 1))[1])
     assert step.lowered.as_text() == real.as_text()
     text = shown(config, cpus())
-    assert "32 images, 8 on each of 4 devices" in text and "all-reduce" in text and "no speed was measured" in text
+    assert "32 images, 8 per device" in text and "all-reduce" in text and "no speed was measured" in text
 
 
 def test_sharding_shows_in_the_state_and_in_the_collectives():

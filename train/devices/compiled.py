@@ -87,7 +87,7 @@ class Facts(NamedTuple):
 
     Attributes:
       cycles: estimated; 0 where the compiler gives none.
-      reductions: number of reductions that no convolution or matrix product has taken in.
+      reductions: number of reductions that are not fused with a convolution or matrix product.
       reduction_cycles: estimated cycles of them.
       collectives: by kind.
       buffers: the largest first.

@@ -197,9 +197,9 @@ def _rematerialized(method: Callable[..., Any], shards: Any, arrays: Any) -> Any
 def _for_forward(shards: Any, arrays: Any) -> Any:
     """Returns the shards as the forward pass gathers them.
 
-    Compilers for accelerators start a gather while the layers before it compute, but not much earlier. Gathers that
-    waited for the arrays took more memory (for a TPU v5e of 2x4 and a ViT-S of 4 blocks, 688 MiB of temporaries instead
-    of 630), and 12 of 36 of them instead of 21 ran while the devices computed. A CPU's compiler would gather all first.
+    Compilers for accelerators start a gather while the layers before it compute, but not much earlier. Compiled for a
+    TPU v5e of 2x4, a ViT of 4 blocks of width 1536 needs 354 MiB of temporaries, and 32 of its 36 gathers overlap with
+    computation. If they wait for the arrays, it needs 372 MiB, and 21 overlap. A CPU's compiler would gather all first.
     """
     return _after(shards, arrays) if platform() == "cpu" else shards
 

@@ -41,9 +41,9 @@ ALLOWED = (
     "TPUs as KIND:AxB or KIND:AxBxC[,slices=N], e.g. v5e:4x4, v6e:2x4, v4:2x2x2, v5p:2x2x1, tpu7x:2x2x1; "
     "GPUs as KIND:COUNT, e.g. h100:8, h200:8, a100:16"
 )
-_INSTALL = {
+_INSTALL = {  # by JAX's name of the platform
     "tpu": "pip install --no-deps 'libtpu==0.0.42.*'",
-    "gpu": "pip install --no-deps jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0} 'nvidia-cudnn-cu12>=9.8'",
+    "cuda": "pip install --no-deps jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0} 'nvidia-cudnn-cu12>=9.8'",
 }
 
 
@@ -126,7 +126,7 @@ def _gpu(text: str, kind: str, size: str) -> Topology:
     if not count or (count > _GPUS_PER_HOST and count % _GPUS_PER_HOST):
         raise UserError(f"topology {text}: {kind} takes a number of GPUs, up to 8 or a multiple of 8, as in {kind}:8")
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
-        raise _missing("jax-cuda12-plugin", "gpu")
+        raise _missing("jax-cuda12-plugin", "cuda")
     major, cores, units, shared, memory, bandwidth, cache, clock = _GPUS[kind]
     config = f"""
       gpu_device_info {{
@@ -166,17 +166,21 @@ def _described(text: str, platform: str, **options: Any) -> tuple[Any, ...]:
             ) from None
         if "divisible" in first or "topology" in first.lower():
             raise UserError(f"topology {text}: {first}; {ALLOWED}") from None
-        install = _INSTALL["tpu" if platform == "tpu" else "gpu"].format(jax.__version__)
+        install = _INSTALL[platform].format(jax.__version__)
         raise UserError(f"topology {text}: {first}; the version that fits jax {jax.__version__}: {install}") from None
 
 
 def _missing(package: str, platform: str) -> UserError:
     install = _INSTALL[platform].format(jax.__version__)
-    return UserError(f"compiling for a {platform.upper()} needs the package {package}: {install}")
+    device = {"tpu": "TPU", "cuda": "GPU"}[platform]
+    return UserError(f"compiling for a {device} needs the package {package}: {install}")
 
 
 def _available(device: Any) -> int:
-    """Returns the bytes of a TPU's memory that programs can use, which the compiler says of a program too large."""
+    """Returns the bytes of a TPU's memory that programs can use.
+
+    The compiler states them when it refuses a program that is too large.
+    """
     sharding = jax.sharding.SingleDeviceSharding(device)
 
     def too_large(x):

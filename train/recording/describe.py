@@ -12,8 +12,7 @@ from models.analysis.tables import duration
 from train.data.image_feed import ImageFeed
 from train.data.source import Options
 from train.data.sources.tfds import NotPrepared, described
-from train.devices import topology
-from train.recording import estimate, forecast
+from train.recording import estimate
 from train.recording.summary import device
 from train.run import Run, build_run
 from train.setup.config import Config, Reader, lines, plain
@@ -21,9 +20,7 @@ from train.setup.config import Config, Reader, lines, plain
 NAMED = 5  # classes whose names are printed
 
 
-def describe(
-    config: Config, console: rich.console.Console, layers: bool = False, target: topology.Topology | None = None
-) -> None:
+def describe(config: Config, console: rich.console.Console, layers: bool = False) -> None:
     """Prints what a run would be: data, steps, parameters, cost, memory, time, and the resolved config.
 
     If a TFDS data set is not prepared, the network is still described before the error that says how to prepare it.
@@ -32,15 +29,10 @@ def describe(
       config: complete; see configs/base.py.
       console: where to print.
       layers: whether to print the table of the network's layers, too.
-      target: accelerators that are not here; then the step is compiled for them, and its memory and communication are
-        printed in place of what would be measured.
 
     Raises:
       UserError: the config is wrong, or its data set is not prepared.
     """
-    if target:
-        forecast.show(config, target, console)
-        return
     try:
         run = build_run(config)
     except NotPrepared as problem:

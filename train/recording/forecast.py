@@ -1,6 +1,6 @@
 """Forecasts of a run on accelerators that are not there: its training step, compiled for their topology.
 
-A forecast says whether the step is legal, whether it fits into the memory of the devices, and what they exchange. It
+A forecast says whether the step compiles, whether it fits into the memory of the devices, and what they exchange. It
 measures nothing, so it gives no speed.
 """
 
@@ -138,10 +138,7 @@ def show(config: Config, target: topology.Topology, console: rich.console.Consol
         line("note", note)
     state, batch = network.parallel.bytes_per_device(step.state), network.config["batch_size"]
     line("topology", f"{target.name}: {target}")
-    line(
-        "step",
-        f"{batch:,} {network.feed.unit}, {batch // devices:,} on each of {devices:,} devices, which nothing runs on",
-    )
+    line("step", f"{batch:,} {network.feed.unit}, {batch // devices:,} per device")
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(step.state.params))
     line("state", f"{_size(state)} per device; {parameters:,} parameters")
     begun = time.perf_counter()
