@@ -11,6 +11,7 @@ from typing import Any
 
 import models
 from experiments import study
+from experiments.bench import output
 from experiments.bench import topology as ahead
 from experiments.report import content, highlights, results_files
 from models.analysis.tables import markdown_table
@@ -205,7 +206,9 @@ def topology(results: Path) -> str:
         if len(sides) == 2:
             ours, plain = sides["ours"], sides["plain"]
             cells = [
-                f"{ours[key]:,.4g} / {plain[key]:,.4g} = {ours[key] / plain[key]:.2f}" if plain[key] else ""
+                f"{output.cell(key, ours)} / {output.cell(key, plain)} = {ours[key] / plain[key]:.2f}"
+                if plain[key]
+                else ""
                 for key in ("cycles", "program_mib", "traffic_mib")
             ]
             rows.append(({"device": device, "commit": commit}, [case.rpartition(", compiled")[0], *cells]))
