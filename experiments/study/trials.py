@@ -56,22 +56,29 @@ def _pause(trial: study.Trial) -> str:
 
 
 def folder_name(trial: study.Trial) -> str:
-    """Returns the name of the trial's folder. Trials with equal configs share it, also if some of them pause."""
-    from train.storage import workdir
+    """Returns the name of the trial's folder. Trials with equal configs share it, also if some of them pause.
 
-    config = workdir.plain(trial.config)
+    Only values that differ from the defaults count, so that a new key of configs/base.py orphans no line of a ledger.
+    """
+    from train.setup import config
+
+    values = config.changed(config.plain(trial.config))
     start = [address(trial.start)] if trial.start else []
-    text = json.dumps([config, trial.train, *start], sort_keys=True)
-    return f"{plugins.short(config['model']['name'])}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    text = json.dumps([values, trial.train, *start], sort_keys=True)
+    return f"{plugins.short(trial.config.model.name)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def code_of(trial: study.Trial) -> str:
-    """Returns the digest of the code that a trial runs: the loop, its network, its measures, and files of users."""
+    """Returns the digest of the code that a trial runs: the loop, its network, its measures, and files of users.
+
+    The defaults in configs/base.py count as code, because the trial's address leaves them out.
+    """
     import models
+    from train.setup import config
 
     name = trial.config.model.name
     network = [] if plugins.split(name) else [models.family(name)]
-    files = [str(inspect.getsourcefile(measure)) for measure in trial.measures]
+    files = [str(config.BASE), *(str(inspect.getsourcefile(measure)) for measure in trial.measures)]
     files += re.findall(r"[\w./~-]+\.py(?=:)", trial.config.to_json_best_effort())
     return ledger.code(("train.loop", "train.restore", *network), files)
 

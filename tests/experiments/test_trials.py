@@ -20,6 +20,7 @@ from models.errors import UserError
 from tests import tiny
 from tests.tiers import keep_first
 from train.recording import summary
+from train.setup import config
 
 INTERRUPTED = """
 import sys
@@ -120,6 +121,23 @@ def test_other_code_runs_again_unless_its_commit_is_accepted(tmp_path, monkeypat
         assert run_all(planned, root, accept=accept) == ([first], "")
     (second,), output = run_all(planned, root, accept=["0" * 12])
     assert "1/1" in output and second.summary["loss"] == first.summary["loss"]
+
+
+def test_a_new_key_with_its_default_changes_no_address_but_counts_as_code(tmp_path, monkeypatch):
+    """Ledgers of hundreds of trials outlive a key that is added to configs/base.py."""
+    before, code = trials.address(trial(0)), trials.code_of(trial(0))
+    monkeypatch.setattr(config, "BASE", tmp_path / "base.py")
+    text = (config.ROOT / "configs" / "base.py").read_text()
+    config.BASE.write_text(text.replace("    return c\n", "    c.data.new = 'as before'\n    return c\n"))
+    config._defaults.cache_clear()
+    try:
+        newer = trial(0)
+        newer.config.data.new = "as before"
+        assert trials.address(newer) == before and trials.code_of(newer) != code
+        newer.config.data.new = "otherwise"
+        assert trials.address(newer) != before != trials.address(trial(1))
+    finally:
+        config._defaults.cache_clear()
 
 
 def test_after_the_deadline_no_trial_starts(tmp_path):

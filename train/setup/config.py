@@ -16,6 +16,7 @@ from train.setup import names
 Config = Mapping[str, Any] | ml_collections.ConfigDict  # a whole config, or a section of one
 
 ROOT = Path(__file__).parents[2]
+BASE = ROOT / "configs" / "base.py"
 MOST_STEPS = 2**31 - 1  # TrainState.step is int32
 
 
@@ -36,7 +37,7 @@ def load(spec: str) -> ml_collections.ConfigDict:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "configs" / "base.py"))["base"]().to_dict()
+    return runpy.run_path(str(BASE))["base"]().to_dict()
 
 
 def without(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, path: str = "") -> list[str]:
@@ -48,6 +49,20 @@ def without(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
         elif key not in config:
             absent.append(f"{path}{key}")
     return absent
+
+
+def changed(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the values of a plain config that differ from the defaults in configs/base.py, within their sections."""
+    defaults = plain(_defaults()) if defaults is None else defaults
+    values = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping):
+            value = changed(value, defaults[key])
+            if value:
+                values[key] = value
+        elif key not in defaults or value != defaults[key]:
+            values[key] = value
+    return values
 
 
 def check_types(config: Config, defaults: Mapping[str, Any] | None = None, path: str = "") -> None:
