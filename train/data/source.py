@@ -122,6 +122,13 @@ class Source(Protocol):
         """Returns the name by which a user knows example `index`: a file name or an id."""
         raise NotImplementedError
 
+    def key(self, index: int) -> str:
+        """Returns a name of example `index` that is the same wherever the set is stored.
+
+        Examples are held out by it; see hold_out.py. The default is the number of the example.
+        """
+        return str(index)
+
     def identity(self) -> dict[str, str | int]:
         """Returns JSON values that change when stored images or labels change.
 
