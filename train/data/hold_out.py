@@ -7,7 +7,7 @@ import numpy as np
 
 from models.errors import UserError, choice_error
 from train.data.identity import Digest, name_bytes
-from train.data.source import Indices, Label, Source, Stored, Wrapped
+from train.data.source import Indices, Label, Source, Stored, Wrapped, groups_within
 
 SHARE = 5  # one example in five is held out
 PARTS = ("train", "test", "train_fit", "validation")  # every set with a training split has these
@@ -129,7 +129,7 @@ class Part(Wrapped):
 
     def __init__(self, source: Source, index: np.ndarray):
         super().__init__(source, len(index))
-        self.label_shape, self.index = source.label_shape, index
+        self.label_shape, self.index, self.groups = source.label_shape, index, groups_within(source, index)
         self.report = "; ".join(filter(None, (source.report, f"{len(index):,} of {len(source):,} are used")))
 
     def fetch(self, indices: Indices) -> Sequence[tuple[Stored, Label]]:

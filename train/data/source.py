@@ -48,6 +48,7 @@ class Source(Protocol):
       random_crop: True if training crops at random while it decodes, so that images cannot be decoded once and kept.
       how: settings, besides `decoder`, that affect the pixels; digests of the source include its `repr`.
       report: one line on the files that were used and left out; "" for none.
+      groups: (boundaries, groups per window) where examples are read in groups, see `shuffle.Order`; else None.
     """
 
     count: int
@@ -60,6 +61,7 @@ class Source(Protocol):
     label_shape: tuple[int, ...] = ()
     how: Any = ()
     report: str = ""
+    groups: tuple[np.ndarray, int] | None = None
 
     def __init__(
         self, count: int, classes: Sequence[str], stored: tuple[int | None, int | None, int], options: Options
@@ -269,3 +271,11 @@ class Wrapped(Source):
 
     def identity(self) -> dict[str, str | int]:
         return {**self.source.identity(), "images": self.count, "made by": Digest().add(self.how).short()}
+
+
+def groups_within(source: Source, index: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """Returns the `groups` of the examples `index` of a source, in increasing order."""
+    if source.groups is None or np.any(np.diff(index) < 0):
+        return None
+    bounds, window = source.groups
+    return np.unique(np.searchsorted(index, bounds)), window
