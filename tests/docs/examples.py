@@ -142,6 +142,8 @@ python -m train --config=configs/imagenet.py:resnet50 --dry_run --topology=v5e:4
     parse   needs libtpu; train/test_forecast.py
 python -m train --config=configs/digits.py --config.duration="40 epochs" --workdir=runs/digits --extend
     run     40 epochs -> 3 epochs
+python -m train --workdir=runs/digits --evaluate=folder:/data/other_digits
+    run     folder:/data/other_digits -> digits
 python -m train.adaptive --workdir=runs/aig
     run
 python -m train.adaptive --workdir=runs/msdnet

@@ -177,6 +177,10 @@ class ImageFeed:
             self._opened[key] = split
         return self._opened[key]
 
+    def replace_test(self, test: source.Source) -> None:
+        """Makes another source the test split, for evaluation alone; it has the run's classes and shapes."""
+        self._opened["test",] = test
+
     def _compare(self, name: str, split: source.Source) -> None:
         """Raises Changed if a split differs from the run's record, or from the run's classes and shapes."""
         before = {fact: list(getattr(self, fact)) for fact in ("classes", "image_shape", "label_shape")}

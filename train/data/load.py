@@ -1,11 +1,13 @@
 """Makes the source that `config.data` names."""
 
+import dataclasses
 import types
 from collections.abc import Mapping
 from typing import Any
 
 from models import plugins
 from models.errors import UserError, choice_error
+from train.data import mixture
 from train.data.options import Options
 from train.data.select import select
 from train.data.source import Source
@@ -45,6 +47,15 @@ def load_test(data: Mapping[str, Any], **changes: Any) -> Source:
 
 
 def _load(split: str, options: Options) -> Source:
+    if options.source.startswith(mixture.PREFIX):
+        sets = mixture.parse(options.source)
+        sources = [_load(split, dataclasses.replace(options, source=name)) for name, _ in sets]
+        shares = [share for _, share in sets if share is not None]
+        try:
+            # A test set has each image once, whatever the shares
+            return mixture.Mixture(sources, shares if split in ("train", options.train_split) and shares else None)
+        except UserError as error:
+            raise UserError(f"data.source={options.source}: {error}") from None
     if plugins.split(options.source):
         return spec.resolve_one("data.source", options.source, {}, split, options)
     kind, colon, argument = options.source.partition(":")
@@ -54,4 +65,4 @@ def _load(split: str, options: Options) -> Source:
             return plugins.imported(where)(*filter(None, [argument]), split, options)
     if kind == "weights":  # see train/published.py
         raise UserError(f"{argument} has no images of its own: name files, or use a run on a data set")
-    raise choice_error("data.source", options.source, (*KINDS, *TEXT_KINDS), own=True)
+    raise choice_error("data.source", options.source, (*KINDS, "mixture(SOURCE, …)", *TEXT_KINDS), own=True)

@@ -69,7 +69,7 @@ def _in_windows(rng: np.random.Generator, bounds: np.ndarray, window: int) -> np
     parts = []
     for start in range(0, len(order), window):
         examples = np.concatenate(
-            [np.arange(bounds[group], bounds[group + 1]) for group in order[start : start + window]]
+            [np.arange(int(bounds[group]), int(bounds[group + 1])) for group in order[start : start + window]]
         )
         parts.append(rng.permutation(examples))
     return np.concatenate(parts)
