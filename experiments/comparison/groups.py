@@ -180,7 +180,8 @@ def _last(key: str) -> str:
 def _names(members: Sequence[Sequence[Run]], keys: Sequence[str]) -> list[str]:
     """Returns a name for each group, made of the keys that differ; "…" stands for keys of a config that do not fit.
 
-    Keys that tell the groups apart come before the others. Of trials, only these are named: the labels are a study's own.
+    Keys that tell the groups apart come before the others. Of trials, only these are named, because a study chose the
+    labels.
     """
     facts, is_trial = [group[0].facts for group in members], members[0][0].is_trial
     if not keys:
@@ -202,9 +203,7 @@ def _needed(facts: Sequence[Any], keys: Sequence[str]) -> list[str]:
     return needed
 
 
-def _name(
-    facts: Any, keys: Sequence[str], needed: Sequence[str], others: Sequence[str], names: dict[str, str]
-) -> str:
+def _name(facts: Any, keys: Sequence[str], needed: Sequence[str], others: Sequence[str], names: dict[str, str]) -> str:
     parts: dict[str, str] = {}
     for key in (*needed, *others):
         if key not in facts:

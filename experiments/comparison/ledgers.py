@@ -77,9 +77,7 @@ def _is_whole(line: Mapping[str, Any]) -> bool:
     return True
 
 
-def _with_folders(
-    lines: Sequence[Mapping[str, Any]], kept: Mapping[str, Path], place: int, warn: Warn
-) -> list[Run]:
+def _with_folders(lines: Sequence[Mapping[str, Any]], kept: Mapping[str, Path], place: int, warn: Warn) -> list[Run]:
     """Returns all runs whose folders were kept; those that diverged are so only by their lines."""
     diverged = {line["trial"]: line["outcome"].get("diverged") for line in lines}
     found = []

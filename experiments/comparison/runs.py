@@ -17,7 +17,13 @@ SECTIONS = {"seed", "model", "data", "optimizer"}  # keys of every run's config
 # Keys that, besides `workdir.OPERATIONAL`, affect the speed or the output of a run but not its results
 NEUTRAL = ("seed", "evaluate_every", "eval_batch_size", "steps_per_call", "data.pipeline")
 NEUTRAL_HOOKS = ("figures", "sensitivity", "sparsity", "wandb", "mlflow")
-_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: controls, marks of direction, surrogates, separators
+_UNPRINTABLE = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Zl",
+    "Zp",
+)  # Unicode categories: controls, marks of direction, surrogates, separators
 Warn = Callable[[str], None]
 
 

@@ -1,0 +1,256 @@
+"""Pictures of a comparison: curves with their spread over seeds, and the results of every seed."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from experiments.comparison.groups import Comparison, Group
+from experiments.comparison.results import difference
+from experiments.sweeps.metric import SHARES, Metric
+from models.analysis.chart import save
+from train.plots.figures import tidy
+from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GRAY, GREEN, PINK, PURPLE, RED, YELLOW
+
+COLORS = (BLUE, RED, GREEN, YELLOW, PURPLE, CYAN, BROWN, PINK)
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)))  # of the first eight groups, the next eight, …
+MOST_NAMED = 16  # groups above which only the best are named
+BEST = 8  # groups that are named then
+MOST_BANDS = 8  # groups above which spreads would cover each other
+FILES = ("curves", "results", "disagreement", "disagreements")  # of pictures, by name
+
+
+class Picture(NamedTuple):
+    """A picture: the name of its file, a title, its caption, its size in inches, and the function that draws it."""
+
+    name: str
+    title: str
+    caption: str
+    size: tuple[float, float]
+    draw: Callable[[Figure], None]
+
+
+def write(folder: Path, pictures: Sequence[Picture]) -> list[dict[str, str]]:
+    """Writes pictures, removes those of an earlier comparison, and returns their files, titles and captions."""
+    for name in FILES:
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    for picture in pictures:
+        figure = Figure(figsize=picture.size, layout="constrained", dpi=120)
+        picture.draw(figure)
+        save(figure, folder / f"{picture.name}.png")
+    return [{"file": f"{one.name}.png", "title": one.title, "caption": one.caption} for one in pictures]
+
+
+class Style(NamedTuple):
+    """The look of a group's lines; an empty label for a group that is not named."""
+
+    color: Any
+    dash: Any
+    label: str
+
+
+def styles(comparison: Comparison, metric: Metric) -> list[Style]:
+    """Returns the look of each group: colors, then dashes; of many groups, only the best ones stand out."""
+    groups = comparison.groups
+    named = list(range(len(groups)))
+    if len(groups) > MOST_NAMED:
+
+        def key(i: int) -> float:
+            values = groups[i].values(metric.name)
+            return math.inf if not values else np.mean(values) * (1 if metric.lower else -1)
+
+        named = sorted(sorted(named, key=key)[:BEST])
+    looks = [Style("0.75", "-", "")] * len(groups)
+    for number, i in enumerate(named):
+        looks[i] = Style(COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)], groups[i].name)
+    return looks
+
+
+# -- curves --------------------------------------------------------------------------------------------------
+
+
+def curves(comparison: Comparison, metric: Metric) -> Picture | None:
+    """Returns the picture of the curves; None if no run has any."""
+    panels = _panels(comparison, metric)
+    if not panels:
+        return None
+    count, looks = len(comparison.groups), styles(comparison, metric)
+    several = any(len(group.finished or group.runs) > 1 for group in comparison.groups)
+    bands = several and count <= MOST_BANDS
+    caption = "Mean over seeds" if several else "One line per run"
+    caption += "; the band reaches from the lowest to the highest seed." if bands else "."
+    if any(not run.is_finished for run in comparison.runs):
+        caption += " Dotted lines that end in a cross are runs that did not finish."
+    if count > MOST_NAMED:
+        caption += f" The {BEST} best of {count} groups are named, the others gray."
+    columns = 1 + (max(len(look.label) for look in looks) < 40)
+    rows = -(-sum(bool(look.label) for look in looks) // columns)
+    size = (max(4.2 * len(panels), 5.5), 3.1 + 0.19 * rows)
+    return Picture(
+        "curves", "Curves", caption, size, lambda figure: draw_curves(figure, comparison, panels, looks, bands, columns)
+    )
+
+
+def _panels(comparison: Comparison, metric: Metric) -> list[tuple[str, Metric]]:
+    """Returns (split, metric) of each panel: those that have a curve of at least two points."""
+    names = [metric.name, *(name for name in ("accuracy", "hit") if metric.name not in ("accuracy", "hit"))]
+    wanted = [("test", Metric(name)) for name in (*dict.fromkeys(names), "loss")] + [("train", Metric("loss"))]
+    wanted = [pair for i, pair in enumerate(wanted) if pair not in wanted[:i]]
+    return [(split, one) for split, one in wanted if any(len(r.curve(split, one.name)[0]) > 1 for r in comparison.runs)]
+
+
+def draw_curves(
+    figure: Figure,
+    comparison: Comparison,
+    panels: Sequence[tuple[str, Metric]],
+    looks: Sequence[Style],
+    bands: bool,
+    columns: int,
+) -> None:
+    """Draws a panel for each metric, with one color per group, and one legend below."""
+    every = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (split, metric) in zip(every, panels, strict=True):
+        drawn = [
+            _draw_group(axes, group, split, metric, look, bands and bool(look.label))
+            for group, look in sorted(zip(comparison.groups, looks, strict=True), key=lambda pair: bool(pair[1].label))
+        ]
+        _finish(axes, split, metric, [values for lines in drawn for values in lines])
+    handles, labels = every[0].get_legend_handles_labels()
+    order = {look.label: i for i, look in enumerate(looks)}
+    pairs = sorted(zip(handles, labels, strict=True), key=lambda pair: order[pair[1]])
+    if pairs:
+        figure.legend(
+            [handle for handle, _ in pairs],
+            [label for _, label in pairs],
+            loc="outside lower center",
+            ncols=min(columns, len(pairs)),
+            frameon=False,
+            fontsize=9,
+        )
+
+
+def _draw_group(
+    axes: Axes, group: Group, split: str, metric: Metric, look: Style, band: bool
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draws a group's mean and spread, and its unfinished runs; returns the steps and values of its lines."""
+    scale, whole = 100 if metric.is_share else 1, group.finished
+    line = {"color": look.color, "linewidth": 1.6 if look.label else 0.8, "linestyle": look.dash}
+    steps, values = aligned([run.curve(split, metric.name) for run in whole])
+    drawn = []
+    if len(steps):
+        values = scale * values
+        zorder = 3 if look.label else 1
+        axes.plot(steps, values.mean(0), label=look.label or None, zorder=zorder, **line, **_marker(steps))
+        if band and len(values) > 1:
+            axes.fill_between(steps, values.min(0), values.max(0), color=look.color, alpha=0.18, linewidth=0, zorder=2)
+        drawn.append((steps, values.min(0)))
+        drawn.append((steps, values.max(0)))
+    for number, run in enumerate(run for run in group.runs if run not in whole):
+        x, y = (np.asarray(part, float) for part in run.curve(split, metric.name))
+        if len(x):
+            label = look.label if look.label and not len(steps) and not number else None
+            axes.plot(x, scale * y, **{**line, "linestyle": ":", "linewidth": 1.1}, label=label, zorder=3)
+            axes.plot(x[-1:], scale * y[-1:], "x", color=look.color, markersize=5, zorder=3)
+            drawn.append((x, scale * y))
+    return drawn
+
+
+def _marker(steps: np.ndarray) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 2.5} if len(steps) <= 12 else {}
+
+
+def aligned(runs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns steps that all runs have reached, and the values there, [runs, steps], by linear interpolation.
+
+    Runs of one config log the same steps, so that nothing is interpolated.
+
+    Args:
+      runs: (steps, values) of each run; those without any are left out.
+    """
+    kept = [(np.asarray(x, float), np.asarray(y, float)) for x, y in runs if len(x)]
+    if not kept:
+        return np.zeros(0), np.zeros((0, 0))
+    low, high = max(x[0] for x, _ in kept), min(x[-1] for x, _ in kept)
+    steps = np.unique(np.concatenate([x for x, _ in kept]))
+    steps = steps[(steps >= low) & (steps <= high)]
+    return steps, np.stack([np.interp(steps, x, y) for x, y in kept])
+
+
+def _finish(axes: Axes, split: str, metric: Metric, lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Labels a panel; a loss is shown on a logarithmic scale, and a share where its later part is."""
+    name = metric.name.replace("_", " ")
+    unit = " (%)" if metric.name.startswith(SHARES) else " (nats)" if metric.name == "loss" else ""
+    axes.set(xlabel="step", ylabel=f"{'training' if split == 'train' else 'test'} {name}{unit}")
+    values = np.concatenate([y for _, y in lines]) if lines else np.zeros(0)
+    if metric.name == "loss" and len(values) and values.min() > 0 and values.max() / values.min() > 4:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}" if values.max() / values.min() < 30 and _leads(value) else "")
+        )
+    elif metric.is_share and len(values):
+        late = [y[x >= x[0] + 0.25 * (x[-1] - x[0])] for x, y in lines]
+        low, high = min(float(y.min()) for y in late), float(values.max())
+        margin = max(0.06 * (high - low), 0.2)
+        axes.set_ylim(max(low - margin, 0) if low >= 0 else low - margin, high + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    tidy(axes)
+
+
+def _leads(value: float) -> bool:
+    """Returns whether a number begins with 2 or 5, for labels between powers of ten."""
+    return round(value / 10 ** math.floor(math.log10(value) + 1e-9)) in (2, 5)
+
+
+# -- results -------------------------------------------------------------------------------------------------
+
+
+def results(comparison: Comparison, metric: Metric) -> Picture | None:
+    """Returns the picture of each seed's result; None if there are not two groups with results."""
+    groups = [group for group in comparison.groups if group.values(metric.name)]
+    if len(groups) < 2:
+        return None
+    first = comparison.groups[0]
+    compared = any(difference(group, first, metric) for group in groups)
+    caption = "Each dot is a seed, each bar the mean over seeds."
+    caption += " Right: difference of means to the first group, with Welch's 95% interval." * compared
+    size = (8.2 if compared else 5.6, 1.0 + 0.27 * len(groups))
+    return Picture(
+        "results", "Results", caption, size, lambda figure: draw_results(figure, groups, first, metric, compared)
+    )
+
+
+def draw_results(figure: Figure, groups: Sequence[Group], first: Group, metric: Metric, compared: bool) -> None:
+    """Draws a row per group: its seeds and their mean, and beside them the difference to the first group."""
+    scale, (left, *others) = (
+        100 if metric.is_share else 1,
+        figure.subplots(1, 1 + compared, sharey=True, squeeze=False)[0],
+    )
+    for row, group in enumerate(groups):
+        values = scale * np.asarray(group.values(metric.name))
+        left.plot(values, np.full(len(values), row), "o", color=BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
+        left.vlines(values.mean(), row - 0.32, row + 0.32, color=BLACK, linewidth=1.8)
+        found = difference(group, first, metric)
+        if found and others:
+            center, ends = (
+                scale * found.estimate,
+                [[scale * (found.estimate - found.low)], [scale * (found.high - found.estimate)]],
+            )
+            others[0].errorbar([center], [row], xerr=ends, fmt="o", color=BLUE, markersize=5, capsize=3, linewidth=1.4)
+    left.set_yticks(range(len(groups)), [group.name for group in groups])
+    left.set_ylim(len(groups) - 0.4, -0.6)
+    left.set_xlabel(f"test {metric.label}")
+    for axes in others:
+        axes.axvline(0, color=GRAY, linewidth=1, zorder=0)
+        axes.set_xlabel(f"difference to {first.name}" if len(first.name) <= 24 else "difference to the first group")
+        axes.tick_params(labelleft=False)
+    for axes in (left, *others):
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        tidy(axes)
+        axes.grid(axis="y", visible=False)
