@@ -16,19 +16,21 @@ if TYPE_CHECKING:  # --help does not need them
     import rich.console
 
 
-USAGE = """Compares runs: their curves with the spread over seeds, the config keys and the results in which they differ, and the
-test images on which their networks disagree.
+USAGE = """Compares runs: their curves with the spread over seeds, the config keys and the results in which they differ,
+and the test images on which their networks disagree.
 
     python -m experiments.compare runs/batch runs/group
-    python -m experiments.compare runs/batch-0 runs/batch-1 runs/group-0 runs/group-1 --names=batch,group
-    python -m experiments.compare runs/*                                        whatever is in the folder
-    python -m experiments.compare runs/sweeps/lr --pair=1,3                     a sweep, or any folder with runs in it
+    python -m experiments.compare runs/batch0 runs/batch1 runs/group0 runs/group1 --names=batch,group
+    python -m experiments.compare runs                                          every run in a folder
+    python -m experiments.compare runs/sweeps/lr --pair=1,3                     a sweep
     python -m experiments.compare experiments/results/studies/depth/digits      the trials of a study, by their labels
     python -m experiments.compare runs --metric=loss --first=2 --nodisagreements --out=compared
 
-Runs that differ only by the seed, or by keys such as log_every, form a group. The groups are compared with the first one.
-Runs that are not finished are shown as far as they go; damaged ones are named and left out. The pictures and tables go to
---out: curves.png, results.png, disagreement.png, disagreements.png, results.csv, compare.json, compare.md.
+Runs that differ only by the seed, or by keys such as log_every that do not affect results, form a group. The groups are
+compared with the first one. Unfinished runs are shown as far as they go. Damaged ones are named and left out.
+
+Pictures and tables go to --out: curves.png, results.png, disagreement.png, disagreements.png, results.csv, compare.json
+and compare.md.
 """
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.comparison.groups import Comparison, Group
+from experiments.comparison.results import listed
 from experiments.comparison.runs import Run, Warn, printable
 from models.errors import UserError
 
@@ -135,17 +136,13 @@ def comparable(groups: Sequence[Group], warn: Warn) -> list[Group]:
         warn("no disagreements: there are no weights, only results")
         return []
     if without:
-        warn(f"no disagreements of {_listed(without)}: there are no weights")
+        warn(f"no disagreements of {listed(without)}: there are no weights")
     same = [group for group in opened if group.test.same(opened[0].test)]
     if other := [group.name for group in opened if group not in same]:
-        warn(f"no disagreements between {same[0].name} and {_listed(other)}: their test sets differ")
+        warn(f"no disagreements between {same[0].name} and {listed(other)}: their test sets differ")
     if len(same) > MOST:
         warn(f"disagreements of the first {MOST} of {len(same)} groups")
     return same[:MOST]
-
-
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # -- disagreements -------------------------------------------------------------------------------------------
@@ -190,7 +187,7 @@ def matrix(groups: Sequence[Group], which: str, warn: Warn) -> tuple[Matrix | No
             except (UserError, OSError) as error:
                 failed.setdefault(" ".join(str(error).split()), []).append(run.name)
     for reason, names in failed.items():
-        warn(f"no disagreements of {_listed(names)}: {printable(reason)}")
+        warn(f"no disagreements of {listed(names)}: {printable(reason)}")
     kept = [group for group in groups if opened.get(group.name)]
     shares = np.full((len(kept), len(kept)), math.nan)
     for i, group in enumerate(kept):

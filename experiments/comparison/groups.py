@@ -10,8 +10,8 @@ from models.errors import UserError, choice_error
 
 ORDER = ("model.name", "model.", "task.", "optimizer.name", "optimizer.", "data.")  # of keys in names and tables
 LONGEST = 48  # characters of a name
-LONGEST_VALUE = 26  # characters of a value in a name
-ABSENT = "(absent)"  # in tables, a key that a config lacks
+LONGEST_VALUE = 32  # characters of a value in a name
+ABSENT = "absent"  # in tables, a key that a config lacks
 
 
 class Group(NamedTuple):

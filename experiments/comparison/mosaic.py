@@ -5,6 +5,7 @@ import textwrap
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from experiments.comparison.disagreement import RIGHT, Matrix, Pair
 from experiments.comparison.pictures import Picture
@@ -21,8 +22,8 @@ def of_matrix(matrix: Matrix) -> Picture:
     """Returns the heat map of the shares."""
     count = len(matrix.groups)
     caption = (
-        "Share of test images on which the predicted classes of two networks differ. On the diagonal: of two seeds of "
-        "one group, which is what chance alone changes."
+        "Share of test images on which the predicted classes of two networks differ. In the frames on the diagonal: of "
+        "two seeds of one group, which is what chance alone changes."
     )
     longest = max(len(group.name) for group in matrix.groups)
     size = (1.9 + 0.075 * longest + 0.55 * count, 1.2 + 0.05 * longest + 0.42 * count)
@@ -48,6 +49,8 @@ def draw_matrix(figure: Figure, matrix: Matrix) -> None:
     for text in axes.texts:
         if text.get_text() == "nan":
             text.set_text("–")
+    for i in range(len(names)):
+        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=BLACK, linewidth=1, clip_on=False))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
@@ -60,16 +63,17 @@ def of_pair(pair: Pair) -> Picture | None:
     count = min(len(pair.differ), MOST_IMAGES)
     if not count:
         return None
+    names = [
+        f"{markdown_code(group.name)} ({letter}, seed {answers.run.seed})"
+        for letter, group, answers in zip("AB", (pair.first, pair.second), pair.answers, strict=True)
+    ]
     caption = (
-        f"Test images on which {markdown_code(pair.first.name)} (A, seed {pair.answers[0].run.seed}) and {markdown_code(pair.second.name)} "
-        f"(B, seed {pair.answers[1].run.seed}) disagree, the most confident answers first, with the probability that "
-        "each gives to its own answer. ✓ and blue: right; ✗ and red: wrong. "
-    )
-    caption += (
-        f"{count} of {len(pair.differ)}; of all {len(pair.answers[0].index):,} images, " + counts_text(pair) + "."
+        f"Test images on which {' and '.join(names)} disagree, the most confident answers first ({count} of "
+        f"{len(pair.differ)}), with the probability that each gives to its own answer. ✓ and blue: right; ✗ and red: "
+        f"wrong. Of all {len(pair.answers[0].index):,} images, {counts_text(pair)}."
     )
     rows = -(-count // COLUMNS)
-    size = (1.55 * min(count, COLUMNS) + 0.3 if count >= 4 else 6.5, 0.75 + 2.0 * rows)
+    size = (max(1.55 * min(count, COLUMNS), 3.4) + 0.2, 0.6 + 2.0 * rows)
     return Picture("disagreements", "Images", caption, size, lambda figure: draw_images(figure, pair, count))
 
 
@@ -88,9 +92,12 @@ def p_text(p: float) -> str:
 
 def draw_images(figure: Figure, pair: Pair, count: int) -> None:
     """Draws a grid of images, each with its true class and both answers."""
-    heading = [f"{letter}: {group.name}" for letter, group in zip("AB", (pair.first, pair.second), strict=True)]
-    columns = min(count, COLUMNS) if count >= 4 else 4
-    figure.suptitle("\n".join(textwrap.shorten(line, 24 * columns, placeholder="…") for line in heading), fontsize=10)
+    columns = min(count, COLUMNS)
+    groups = zip("AB", (pair.first, pair.second), strict=True)
+    heading = [
+        textwrap.shorten(f"{letter}: {group.name}", 26 * max(columns, 2), placeholder=" …") for letter, group in groups
+    ]
+    figure.suptitle("\n".join(heading), fontsize=9.5, x=0.01, ha="left")
     grid = figure.subplots(-(-count // columns), columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
@@ -106,11 +113,12 @@ def _draw_image(axes: Axes, pair: Pair, row: int) -> None:
         pixels[..., 0] if gray else pixels, cmap="gray" if gray else None, vmin=0, vmax=255, interpolation="nearest"
     )
     axes.set_title(
-        f"{_cut(first.classes[int(first.labels[row])])}  (#{first.index[row]})", fontsize=8.5, color=BLACK, pad=3
+        f"true: {_cut(first.classes[int(first.labels[row])])}  (#{first.index[row]})", fontsize=8.5, color=BLACK, pad=3
     )
     for place, (letter, answers) in enumerate(zip("AB", pair.answers, strict=True)):
         is_right = answers.predicted[row] == answers.labels[row]
-        text = f"{letter} {'✓' if is_right else '✗'} {_cut(answers.classes[int(answers.predicted[row])])} {_percent(answers.confidence[row])}"
+        name = _cut(answers.classes[int(answers.predicted[row])])
+        text = f"{letter} {'✓' if is_right else '✗'} {name}  {_percent(answers.confidence[row])}"
         axes.text(
             0.5, -0.05 - 0.15 * place, text, transform=axes.transAxes, ha="center", va="top", fontsize=8.5,
             color=BLUE if is_right else RED,

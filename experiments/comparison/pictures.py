@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from experiments.comparison.groups import Comparison, Group
 from experiments.comparison.results import difference
@@ -21,7 +21,6 @@ COLORS = (BLUE, RED, GREEN, YELLOW, PURPLE, CYAN, BROWN, PINK)
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)))  # of the first eight groups, the next eight, …
 MOST_NAMED = 16  # groups above which only the best are named
 BEST = 8  # groups that are named then
-MOST_BANDS = 8  # groups above which spreads would cover each other
 FILES = ("curves", "results", "disagreement", "disagreements")  # of pictures, by name
 
 
@@ -80,19 +79,23 @@ def curves(comparison: Comparison, metric: Metric) -> Picture | None:
     if not panels:
         return None
     count, looks = len(comparison.groups), styles(comparison, metric)
-    several = any(len(group.finished or group.runs) > 1 for group in comparison.groups)
-    bands = several and count <= MOST_BANDS
-    caption = "Mean over seeds" if several else "One line per run"
-    caption += "; the band reaches from the lowest to the highest seed." if bands else "."
+    several = any(len(group.finished) > 1 for group in comparison.groups)
+    caption = (
+        "Mean over seeds; the band reaches from the lowest seed to the highest." if several else "One line per run."
+    )
     if any(not run.is_finished for run in comparison.runs):
         caption += " Dotted lines that end in a cross are runs that did not finish."
     if count > MOST_NAMED:
         caption += f" The {BEST} best of {count} groups are named, the others gray."
-    columns = 1 + (max(len(look.label) for look in looks) < 40)
+    width = max(4.2 * len(panels), 5.5)
+    columns = max(1, int(width / (0.5 + 0.085 * max(len(look.label) for look in looks))))
     rows = -(-sum(bool(look.label) for look in looks) // columns)
-    size = (max(4.2 * len(panels), 5.5), 3.1 + 0.19 * rows)
     return Picture(
-        "curves", "Curves", caption, size, lambda figure: draw_curves(figure, comparison, panels, looks, bands, columns)
+        "curves",
+        "Curves",
+        caption,
+        (width, 3.1 + 0.19 * rows),
+        lambda figure: draw_curves(figure, comparison, panels, looks, columns),
     )
 
 
@@ -105,18 +108,15 @@ def _panels(comparison: Comparison, metric: Metric) -> list[tuple[str, Metric]]:
 
 
 def draw_curves(
-    figure: Figure,
-    comparison: Comparison,
-    panels: Sequence[tuple[str, Metric]],
-    looks: Sequence[Style],
-    bands: bool,
-    columns: int,
+    figure: Figure, comparison: Comparison, panels: Sequence[tuple[str, Metric]], looks: Sequence[Style], columns: int
 ) -> None:
     """Draws a panel for each metric, with one color per group, and one legend below."""
+    named = sum(bool(look.label) for look in looks)
+    band = 0.2 if named <= 4 else 0.12 if named <= 8 else 0.07  # opacity
     every = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (split, metric) in zip(every, panels, strict=True):
         drawn = [
-            _draw_group(axes, group, split, metric, look, bands and bool(look.label))
+            _draw_group(axes, group, split, metric, look, band)
             for group, look in sorted(zip(comparison.groups, looks, strict=True), key=lambda pair: bool(pair[1].label))
         ]
         _finish(axes, split, metric, [values for lines in drawn for values in lines])
@@ -135,7 +135,7 @@ def draw_curves(
 
 
 def _draw_group(
-    axes: Axes, group: Group, split: str, metric: Metric, look: Style, band: bool
+    axes: Axes, group: Group, split: str, metric: Metric, look: Style, band: float
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Draws a group's mean and spread, and its unfinished runs; returns the steps and values of its lines."""
     scale, whole = 100 if metric.is_share else 1, group.finished
@@ -146,8 +146,8 @@ def _draw_group(
         values = scale * values
         zorder = 3 if look.label else 1
         axes.plot(steps, values.mean(0), label=look.label or None, zorder=zorder, **line, **_marker(steps))
-        if band and len(values) > 1:
-            axes.fill_between(steps, values.min(0), values.max(0), color=look.color, alpha=0.18, linewidth=0, zorder=2)
+        if look.label and len(values) > 1:
+            axes.fill_between(steps, values.min(0), values.max(0), color=look.color, alpha=band, linewidth=0, zorder=2)
         drawn.append((steps, values.min(0)))
         drawn.append((steps, values.max(0)))
     for number, run in enumerate(run for run in group.runs if run not in whole):
@@ -198,7 +198,8 @@ def _finish(axes: Axes, split: str, metric: Metric, lines: Sequence[tuple[np.nda
         low, high = min(float(y.min()) for y in late), float(values.max())
         margin = max(0.06 * (high - low), 0.2)
         axes.set_ylim(max(low - margin, 0) if low >= 0 else low - margin, high + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     tidy(axes)
 
 
@@ -233,7 +234,7 @@ def draw_results(figure: Figure, groups: Sequence[Group], first: Group, metric: 
     )
     for row, group in enumerate(groups):
         values = scale * np.asarray(group.values(metric.name))
-        left.plot(values, np.full(len(values), row), "o", color=BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
+        left.plot(values, row + swarm(values), "o", color=BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
         left.vlines(values.mean(), row - 0.32, row + 0.32, color=BLACK, linewidth=1.8)
         found = difference(group, first, metric)
         if found and others:
@@ -247,10 +248,18 @@ def draw_results(figure: Figure, groups: Sequence[Group], first: Group, metric: 
     left.set_xlabel(f"test {metric.label}")
     for axes in others:
         axes.axvline(0, color=GRAY, linewidth=1, zorder=0)
-        axes.set_xlabel(f"difference to {first.name}" if len(first.name) <= 24 else "difference to the first group")
+        axes.set_xlabel("difference to the first" + " (points)" * metric.is_share)
         axes.tick_params(labelleft=False)
     for axes in (left, *others):
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         tidy(axes)
         axes.grid(axis="y", visible=False)
+
+
+def swarm(values: np.ndarray, step: float = 0.13) -> np.ndarray:
+    """Returns vertical offsets that keep equal values apart, around 0."""
+    offsets = np.zeros(len(values))
+    for value in np.unique(values):
+        (equal,) = np.nonzero(values == value)
+        offsets[equal] = step * (np.arange(len(equal)) - (len(equal) - 1) / 2)
+    return np.clip(offsets, -0.4, 0.4)

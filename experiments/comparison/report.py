@@ -44,11 +44,11 @@ class Found(NamedTuple):
 def show(found: Found, console: "rich.console.Console") -> None:
     """Prints the tables of keys and results."""
     *keys, whole = found.tables
-    for table in keys:
+    for table in map(results.numbered, keys):
         console.print(terminal_table(table.columns, table.rows, table.title, len(table.columns)))
-    table, line = results.narrow(whole)
+    table, lines = results.narrow(whole, console.width)
     console.print(terminal_table(table.columns, table.rows, table.title))
-    if line:
+    for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
 
 

@@ -20,6 +20,7 @@ NONE = "—"
 KEYS = "Keys that differ"  # title of a table
 SIDEWAYS = 6  # keys above which the table of keys has a row per key
 DIFFERENCE = "difference, 95%"  # title of a column
+OPTIONAL = ("mult-adds", "s", "params", "steps", "test loss", "seeds")  # columns that go first where there is no room
 LISTED = 5  # seeds above which only their number is shown
 COSTS = {"parameters": "params", "mult_adds": "mult-adds", "steps": "steps"}  # numbers that all seeds share
 RECORDED = ("accuracy", "bleu", "mean_average_precision", "hit", "loss", "parameters", "mult_adds", "steps", "seconds")
@@ -150,37 +151,60 @@ def results_table(comparison: Comparison, metric: Metric) -> Table:
     return Table("Results", ["group", *kept], [list(row) for row in zip(names, *(cells[k] for k in kept), strict=True)])
 
 
-def narrow(table: Table) -> tuple[Table, str]:
-    """Returns a table of results for the terminal, and a line with the costs that are the same for all groups."""
-    same = {
-        column: {str(row[i]) for row in table.rows}
-        for i, column in enumerate(table.columns)
-        if column in COSTS.values() and len({row[i] for row in table.rows}) == 1
-    }
-    kept = [i for i, column in enumerate(table.columns) if column not in same]
-    rows = [[row[i] for i in kept] for row in table.rows]
-    line = ", ".join(f"{value} {column}" for column, values in same.items() for value in values if value != NONE)
-    return Table(table.title, [table.columns[i] for i in kept], rows), f"each: {line}" * bool(line)
+def numbered(table: Table) -> Table:
+    """Returns a table of several keys with numbers in place of the names of groups, which repeat the values."""
+    if table.columns[0] == "key":
+        return table._replace(columns=["key", *map(str, range(1, len(table.columns)))])
+    if len(table.columns) == 2:
+        return table
+    return table._replace(rows=[[number, *row[1:]] for number, row in enumerate(table.rows, 1)])
+
+
+def narrow(table: Table, width: int) -> tuple[Table, list[str]]:
+    """Returns a table of results that fits a terminal, and lines about what it leaves out.
+
+    Left out are costs that are the same for all groups, and columns for which there is no room.
+
+    Args:
+      table: From `results_table`.
+      width: Characters of a line.
+    """
+    rows = [[f"{number}  {row[0]}", *row[1:]] for number, row in enumerate(table.rows, 1)]
+    cells = {column: [str(row[i]) for row in rows] for i, column in enumerate(table.columns)}
+    same = [column for column in COSTS.values() if column in cells and len({*cells[column]}) == 1]
+    lines = [f"each: {', '.join(f'{cells[column][0]} {column}' for column in same)}"] if same else []
+    kept, dropped = [column for column in cells if column not in same], []
+    for column in OPTIONAL:
+        if sum(max(map(len, (name, *cells[name]))) + 3 for name in kept) >= width and column in kept:
+            kept.remove(column)
+            dropped.append(column)
+    if dropped:
+        lines.append(f"in compare.md, too: {', '.join(dropped)}")
+    return Table(table.title, kept, [list(row) for row in zip(*(cells[column] for column in kept), strict=True)]), lines
 
 
 def notes(comparison: Comparison, metric: Metric) -> list[str]:
     """Returns a line for each thing that the tables alone would hide."""
     first, lines = comparison.groups[0], []
-    others = [group for group in comparison.groups if not group.test.same(first.test)]
+    others = [group for group in comparison.groups if group.test.examples and not group.test.same(first.test)]
     if others:
-        sets = dict.fromkeys(f"{group.name}: {group.test}" for group in others)
+        sets = dict.fromkeys(str(group.test) for group in others)
         lines.append(
-            f"not compared with {first.name}, because the test sets differ ({first.test}; {'; '.join(sets)}): curves "
-            "and results stand side by side, without differences"
+            f"not compared with {first.name}, because their test sets differ: {listed([one.name for one in others])}. "
+            f"Curves and results stand side by side, without differences ({first.test}; {listed(list(sets))})"
         )
-    single = [group.name for group in comparison.groups if len(group.values(metric.name)) < 2]
-    if single and len(comparison.groups) > 1:
-        lines.append(f"a difference needs two finished seeds on either side; these have fewer: {_listed(single)}")
+    few = [group.name for group in comparison.groups if len(group.values(metric.name)) < 2]
+    if first.name in few and len(comparison.groups) > 1:
+        lines.append(
+            f"no differences: {first.name}, the first group, has fewer than two finished seeds; --first names another"
+        )
+    elif few:
+        lines.append(f"no difference without two finished seeds: {listed(few)}")
     for group in comparison.groups:
         twice = [seed for seed, count in Counter(run.seed for run in group.runs).items() if count > 1]
         if twice:
             lines.append(
-                f"{group.name}: seed {_listed(list(map(str, twice)))} is there several times; runs that repeat each "
+                f"{group.name}: seed {twice[0]} is there several times; runs that repeat each "
                 "other make the spread too small"
             )
     if len(comparison.groups) > 2:
@@ -188,8 +212,9 @@ def notes(comparison: Comparison, metric: Metric) -> list[str]:
     return lines
 
 
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Formats a few of many names."""
+    return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # -- files ---------------------------------------------------------------------------------------------------
