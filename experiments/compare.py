@@ -93,10 +93,10 @@ def compare(paths: Sequence[str], options: Options, console: "rich.console.Conso
     def warn(line: str) -> None:
         say(f"warning: {line}")
 
-    folder = page.writable(options.out)
     comparison = groups.of(arguments.read(paths, warn), options.names, options.first)
     metric = results.choose(comparison.runs, options.metric)
     asked = comparison.pair(options.pair) if options.pair else None
+    folder = page.writable(options.out)
     tables = [results.keys_table(comparison), results.results_table(comparison, metric)]
     found = report.Found(comparison, metric, [table for table in tables if table], results.notes(comparison, metric))
     report.show(found, console)

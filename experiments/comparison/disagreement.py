@@ -24,7 +24,7 @@ class Answers(NamedTuple):
       predicted: Predicted classes, [N].
       confidence: Their probabilities, [N].
       labels: True classes, [N].
-      index: Place of each row in the test set, ascending; images that cannot be decoded are left out.
+      places: Place of each row in the test set, ascending; images that cannot be decoded are left out.
       classes: Names of the classes.
       image: Returns the pixels of a place in the test set, uint8 [H, W, C].
     """
@@ -33,15 +33,15 @@ class Answers(NamedTuple):
     predicted: np.ndarray
     confidence: np.ndarray
     labels: np.ndarray
-    index: np.ndarray
+    places: np.ndarray
     classes: Sequence[str]
     image: Callable[[int], np.ndarray]
 
-    def at(self, index: np.ndarray) -> "Answers":
+    def at(self, places: np.ndarray) -> "Answers":
         """Returns the answers at some places, all of which it has."""
-        rows = np.searchsorted(self.index, index)
+        rows = np.searchsorted(self.places, places)
         parts = {name: getattr(self, name)[rows] for name in ("predicted", "confidence", "labels")}
-        return self._replace(**parts, index=index)
+        return self._replace(**parts, places=places)
 
 
 class Pair(NamedTuple):
@@ -202,13 +202,13 @@ def matrix(groups: Sequence[Group], which: str, warn: Warn) -> tuple[Matrix | No
 def share(first: Answers, second: Answers) -> float:
     """Returns the share of images on which the predicted classes differ; NaN if no image was decoded by both."""
     one, other = shared(first, second)
-    return float(np.mean(one.predicted != other.predicted)) if len(one.index) else math.nan
+    return float(np.mean(one.predicted != other.predicted)) if len(one.places) else math.nan
 
 
 def shared(first: Answers, second: Answers) -> tuple[Answers, Answers]:
     """Returns both answers on the images that both networks decoded."""
-    index = np.intersect1d(first.index, second.index)
-    return first.at(index), second.at(index)
+    places = np.intersect1d(first.places, second.places)
+    return first.at(places), second.at(places)
 
 
 def pair_of(first: Group, second: Group, answers: dict[str, Answers]) -> Pair:
@@ -221,5 +221,5 @@ def pair_of(first: Group, second: Group, answers: dict[str, Answers]) -> Pair:
         int(np.sum((right[0] == is_right) & (right[1] == is_other)))
         for is_right, is_other in ((True, True), (True, False), (False, True), (False, False))
     ]
-    p = float(mcnemar([cells[:2], cells[2:]], exact=True).pvalue)
-    return Pair(first, second, (one, other), dict(zip(RIGHT, cells, strict=True)), p)
+    result: Any = mcnemar([cells[:2], cells[2:]], exact=True)
+    return Pair(first, second, (one, other), dict(zip(RIGHT, cells, strict=True)), float(result.pvalue))

@@ -92,7 +92,7 @@ def _trial(line: Mapping[str, Any], name: str, place: int, folder: Path | None) 
     outcome, labels = line["outcome"], line["labels"]
     summary, seed = outcome.get("summary"), labels.get("seed")
     history = outcome.get("history", {})
-    steps = [step for columns in history.values() for step in columns.get("step", ()) if step is not None]
+    steps = [step for columns in history.values() for step in columns.get("step", ()) if runs.is_number(step)]
     return Run(
         f"{name}, {printable(line['trial'])}",
         place,

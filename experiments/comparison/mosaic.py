@@ -70,7 +70,7 @@ def of_pair(pair: Pair) -> Picture | None:
     caption = (
         f"Test images on which {' and '.join(names)} disagree, the most confident answers first ({count} of "
         f"{len(pair.differ)}), with the probability that each gives to its own answer. ✓ and blue: right; ✗ and red: "
-        f"wrong. Of all {len(pair.answers[0].index):,} images, {counts_text(pair)}."
+        f"wrong. Of all {len(pair.answers[0].places):,} images, {counts_text(pair)}."
     )
     rows = -(-count // COLUMNS)
     size = (max(1.55 * min(count, COLUMNS), 3.4) + 0.2, 0.6 + 2.0 * rows)
@@ -79,7 +79,8 @@ def of_pair(pair: Pair) -> Picture | None:
 
 def counts_text(pair: Pair) -> str:
     """Formats the counts of a pair with McNemar's p value."""
-    names = dict(zip(RIGHT, ("both are right on {}", "only A on {}", "only B on {}", "neither on {}"), strict=True))
+    texts = ("both are right on {}", "only A on {}", "only B on {}", "neither on {}")
+    names: dict[str, str] = dict(zip(RIGHT, texts, strict=True))
     return (
         ", ".join(names[key].format(count) for key, count in pair.counts.items()) + f" (McNemar's p = {p_text(pair.p)})"
     )
@@ -107,13 +108,13 @@ def draw_images(figure: Figure, pair: Pair, count: int) -> None:
 
 def _draw_image(axes: Axes, pair: Pair, row: int) -> None:
     first = pair.answers[0]
-    pixels = first.image(int(first.index[row]))
+    pixels = first.image(int(first.places[row]))
     gray = pixels.shape[-1] != 3
     axes.imshow(
         pixels[..., 0] if gray else pixels, cmap="gray" if gray else None, vmin=0, vmax=255, interpolation="nearest"
     )
     axes.set_title(
-        f"true: {_cut(first.classes[int(first.labels[row])])}  (#{first.index[row]})", fontsize=8.5, color=BLACK, pad=3
+        f"true: {_cut(first.classes[int(first.labels[row])])}  (#{first.places[row]})", fontsize=8.5, color=BLACK, pad=3
     )
     for place, (letter, answers) in enumerate(zip("AB", pair.answers, strict=True)):
         is_right = answers.predicted[row] == answers.labels[row]

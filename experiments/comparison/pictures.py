@@ -19,8 +19,10 @@ from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GRAY, GREEN, PINK, PUR
 
 COLORS = (BLUE, RED, GREEN, YELLOW, PURPLE, CYAN, BROWN, PINK)
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)))  # of the first eight groups, the next eight, …
+MOST_ROWS = 60  # groups in the picture of results
 MOST_NAMED = 16  # groups above which only the best are named
 BEST = 8  # groups that are named then
+Lines = list[tuple[np.ndarray, np.ndarray]]  # steps and values
 FILES = ("curves", "results", "disagreement", "disagreements")  # of pictures, by name
 
 
@@ -61,7 +63,7 @@ def styles(comparison: Comparison, metric: Metric) -> list[Style]:
 
         def key(i: int) -> float:
             values = groups[i].values(metric.name)
-            return math.inf if not values else np.mean(values) * (1 if metric.lower else -1)
+            return math.inf if not values else float(np.mean(values)) * (1 if metric.lower else -1)
 
         named = sorted(sorted(named, key=key)[:BEST])
     looks = [Style("0.75", "-", "")] * len(groups)
@@ -119,7 +121,8 @@ def draw_curves(
             _draw_group(axes, group, split, metric, look, band)
             for group, look in sorted(zip(comparison.groups, looks, strict=True), key=lambda pair: bool(pair[1].label))
         ]
-        _finish(axes, split, metric, [values for lines in drawn for values in lines])
+        lines = [line for whole, _ in drawn for line in whole] or [line for _, rest in drawn for line in rest]
+        _finish(axes, split, metric, lines)
     handles, labels = every[0].get_legend_handles_labels()
     order = {look.label: i for i, look in enumerate(looks)}
     pairs = sorted(zip(handles, labels, strict=True), key=lambda pair: order[pair[1]])
@@ -134,30 +137,27 @@ def draw_curves(
         )
 
 
-def _draw_group(
-    axes: Axes, group: Group, split: str, metric: Metric, look: Style, band: float
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Draws a group's mean and spread, and its unfinished runs; returns the steps and values of its lines."""
+def _draw_group(axes: Axes, group: Group, split: str, metric: Metric, look: Style, band: float) -> tuple[Lines, Lines]:
+    """Draws a group's mean and spread, and its unfinished runs; returns the ends of the spread, and these runs."""
     scale, whole = 100 if metric.is_share else 1, group.finished
     line = {"color": look.color, "linewidth": 1.6 if look.label else 0.8, "linestyle": look.dash}
     steps, values = aligned([run.curve(split, metric.name) for run in whole])
-    drawn = []
+    drawn, rest = [], []
     if len(steps):
         values = scale * values
         zorder = 3 if look.label else 1
         axes.plot(steps, values.mean(0), label=look.label or None, zorder=zorder, **line, **_marker(steps))
         if look.label and len(values) > 1:
             axes.fill_between(steps, values.min(0), values.max(0), color=look.color, alpha=band, linewidth=0, zorder=2)
-        drawn.append((steps, values.min(0)))
-        drawn.append((steps, values.max(0)))
+        drawn = [(steps, values.min(0)), (steps, values.max(0))]
     for number, run in enumerate(run for run in group.runs if run not in whole):
         x, y = (np.asarray(part, float) for part in run.curve(split, metric.name))
         if len(x):
             label = look.label if look.label and not len(steps) and not number else None
             axes.plot(x, scale * y, **{**line, "linestyle": ":", "linewidth": 1.1}, label=label, zorder=3)
             axes.plot(x[-1:], scale * y[-1:], "x", color=look.color, markersize=5, zorder=3)
-            drawn.append((x, scale * y))
-    return drawn
+            rest.append((x, scale * y))
+    return drawn, rest
 
 
 def _marker(steps: np.ndarray) -> dict[str, Any]:
@@ -181,14 +181,22 @@ def aligned(runs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[np
     return steps, np.stack([np.interp(steps, x, y) for x, y in kept])
 
 
-def _finish(axes: Axes, split: str, metric: Metric, lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Labels a panel; a loss is shown on a logarithmic scale, and a share where its later part is."""
+def _finish(axes: Axes, split: str, metric: Metric, lines: Lines) -> None:
+    """Labels a panel; a loss is shown on a logarithmic scale, and a share where its later part is.
+
+    Args:
+      axes: The panel.
+      split: Split of the metric.
+      metric: The metric.
+      lines: Lines for which there must be room; others may leave the panel.
+    """
     name = metric.name.replace("_", " ")
     unit = " (%)" if metric.name.startswith(SHARES) else " (nats)" if metric.name == "loss" else ""
     axes.set(xlabel="step", ylabel=f"{'training' if split == 'train' else 'test'} {name}{unit}")
     values = np.concatenate([y for _, y in lines]) if lines else np.zeros(0)
     if metric.name == "loss" and len(values) and values.min() > 0 and values.max() / values.min() > 4:
         axes.set_yscale("log")
+        axes.set_ylim(values.min() / 1.3, values.max() * 1.3)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(
             FuncFormatter(lambda value, _: f"{value:g}" if values.max() / values.min() < 30 and _leads(value) else "")
@@ -216,10 +224,12 @@ def results(comparison: Comparison, metric: Metric) -> Picture | None:
     groups = [group for group in comparison.groups if group.values(metric.name)]
     if len(groups) < 2:
         return None
-    first = comparison.groups[0]
+    first, count = comparison.groups[0], len(groups)
+    groups = groups[:MOST_ROWS]
     compared = any(difference(group, first, metric) for group in groups)
     caption = "Each dot is a seed, each bar the mean over seeds."
     caption += " Right: difference of means to the first group, with Welch's 95% interval." * compared
+    caption += f" The first {MOST_ROWS} of {count} groups." * (count > MOST_ROWS)
     size = (8.2 if compared else 5.6, 1.0 + 0.27 * len(groups))
     return Picture(
         "results", "Results", caption, size, lambda figure: draw_results(figure, groups, first, metric, compared)

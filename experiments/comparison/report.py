@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from experiments.comparison import results
 from experiments.comparison.disagreement import Matrix, Pair
 from experiments.comparison.groups import Comparison
+from experiments.comparison.runs import printable
 from experiments.study import Table
 from experiments.sweeps.metric import Metric
 from models.analysis.tables import markdown_code, markdown_table, terminal_table
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import rich.console
 
 FILES = ("results.csv", "compare.json", "compare.md")
+MOST_ROWS = 100  # of a table in the terminal
 MOST_COLUMNS = 8  # of a matrix in the terminal
 MARKUP = re.compile(r"[`*$<\[|\\]")
 
@@ -45,9 +47,11 @@ def show(found: Found, console: "rich.console.Console") -> None:
     """Prints the tables of keys and results."""
     *keys, whole = found.tables
     for table in map(results.numbered, keys):
-        console.print(terminal_table(table.columns, table.rows, table.title, len(table.columns)))
+        console.print(terminal_table(table.columns, table.rows[:MOST_ROWS], table.title, len(table.columns)))
     table, lines = results.narrow(whole, console.width)
-    console.print(terminal_table(table.columns, table.rows, table.title))
+    console.print(terminal_table(table.columns, table.rows[:MOST_ROWS], table.title))
+    if len(table.rows) > MOST_ROWS:
+        lines.append(f"the first {MOST_ROWS} of {len(table.rows)} groups; all of them are in compare.md")
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
 
@@ -63,7 +67,7 @@ def show_disagreements(found: Found, console: "rich.console.Console") -> None:
         pair = found.pair
         console.print(
             f"A = {pair.first.name} and B = {pair.second.name} differ on {len(pair.differ)} of "
-            f"{len(pair.answers[0].index):,} test images: {counts_text(pair)}",
+            f"{len(pair.answers[0].places):,} test images: {counts_text(pair)}",
             soft_wrap=True,
             highlight=False,
         )
@@ -85,7 +89,7 @@ def pair_table(pair: Pair) -> Table:
     from experiments.comparison.mosaic import p_text
 
     columns = ("A", "B", "images", *pair.counts, "answers differ", "McNemar's p")
-    row = [pair.first.name, pair.second.name, len(pair.answers[0].index), *pair.counts.values(), len(pair.differ)]
+    row = [pair.first.name, pair.second.name, len(pair.answers[0].places), *pair.counts.values(), len(pair.differ)]
     return Table("Two networks on the test set", columns, [[*row, p_text(pair.p)]])
 
 
@@ -108,7 +112,7 @@ def write(folder: Path, found: Found, command: str) -> dict[str, Any]:
     drawn += [mosaic.of_matrix(found.matrix)] if found.matrix and len(found.matrix.groups) > 2 else []
     drawn += [mosaic.of_pair(found.pair)] if found.pair else []
     content = {
-        "command": command,
+        "command": printable(command),
         "metric": metric.name,
         "keys": list(comparison.keys),
         "groups": [results.record(group, comparison, metric) for group in comparison.groups],
@@ -142,7 +146,7 @@ def _disagreements(found: Found) -> dict[str, Any]:
             "mcnemar_p": pair.p,
             "images": [
                 {
-                    "index": int(first.index[row]),
+                    "index": int(first.places[row]),
                     "class": first.classes[int(first.labels[row])],
                     "answers": [one.classes[int(one.predicted[row])] for one in pair.answers],
                     "probabilities": [round(float(one.confidence[row]), 6) for one in pair.answers],

@@ -1,6 +1,7 @@
 """The results of groups: mean and spread over seeds, the difference to the first group, tables and records."""
 
 import csv
+import functools
 import math
 import statistics
 from collections import Counter
@@ -51,8 +52,13 @@ def difference(group: Group, first: Group, metric: Metric) -> evidence.Evidence 
     """
     if group is first or not group.test.same(first.test):
         return None
-    found = evidence.more(group.values(metric.name), first.values(metric.name))
+    found = _more(tuple(group.values(metric.name)), tuple(first.values(metric.name)))
     return found if math.isfinite(found.estimate) else None
+
+
+@functools.cache  # tables, files and pictures ask for the same
+def _more(high: tuple[float, ...], low: tuple[float, ...]) -> evidence.Evidence:
+    return evidence.more(high, low)
 
 
 # -- cells ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ SECTIONS = {"seed", "model", "data", "optimizer"}  # keys of every run's config
 # Keys that, besides `workdir.OPERATIONAL`, affect the speed or the output of a run but not its results
 NEUTRAL = ("seed", "evaluate_every", "eval_batch_size", "steps_per_call", "data.pipeline")
 NEUTRAL_HOOKS = ("figures", "sensitivity", "sparsity", "wandb", "mlflow")
+LARGEST = 2**53  # integers that floats hold exactly
 _UNPRINTABLE = (
     "Cc",
     "Cf",
@@ -93,7 +94,7 @@ class Run(NamedTuple):
         """Returns the steps at which a metric was logged, and its values."""
         history = self.outcome.history.get(split, {})
         pairs = zip(history.get("step", ()), history.get(metric, ()), strict=False)
-        points = [(step, value) for step, value in pairs if value is not None]
+        points = sorted((step, value) for step, value in pairs if is_number(step) and is_number(value))
         return [step for step, _ in points], [value for _, value in points]
 
     def numbers(self) -> dict[str, float]:
@@ -107,7 +108,9 @@ class Run(NamedTuple):
 
 def is_number(value: Any) -> bool:
     """Returns whether a JSON value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= LARGEST
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def printable(text: Any) -> str:
@@ -127,16 +130,16 @@ def run_of(folder: Path, place: int, warn: Warn) -> Run | None:
     """Reads a run, without its weights; None, after a warning, if it is damaged."""
     try:
         return _read(folder, place)
-    except (UserError, OSError, UserWarning) as error:
+    except (UserError, OSError, UserWarning, RecursionError) as error:
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        warn(f"{printable(relative(folder))} is left out: {printable(text)}")
+        warn(f"{relative(folder)} is left out: {printable(text)}")
         return None
 
 
 def relative(folder: Path) -> str:
-    """Returns a folder's path, relative to the working folder if it is in it."""
+    """Returns a folder's path in one line, relative to the working folder if it is in it."""
     text = os.path.relpath(folder)
-    return str(folder) if text.startswith("..") else text
+    return printable(folder if text.startswith("..") else text)
 
 
 def _read(folder: Path, place: int) -> Run:
@@ -154,6 +157,8 @@ def _read(folder: Path, place: int) -> Run:
     finished = read_json(path, summary.SCHEMA) if path.exists() else None
     record = read_json(folder / "data.json") if (folder / "data.json").exists() else {}
     step = max((line["step"] for line in lines), default=0)
+    if step > LARGEST:
+        raise UserError(f"{folder / 'metrics.jsonl'} is damaged: no run has {step:.3g} steps")
     outcome = Outcome({}, finished, None, history(lines), {}, finished["seconds"] if finished else 0.0)
     return Run(
         relative(folder),
