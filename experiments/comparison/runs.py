@@ -158,7 +158,7 @@ def _read(folder: Path, place: int) -> Run:
     record = read_json(folder / "data.json") if (folder / "data.json").exists() else {}
     step = max((line["step"] for line in lines), default=0)
     if step > LARGEST:
-        raise UserError(f"{folder / 'metrics.jsonl'} is damaged: no run has {step:.3g} steps")
+        raise UserError(f"{folder / 'metrics.jsonl'} is damaged: no run has that many steps")
     outcome = Outcome({}, finished, None, history(lines), {}, finished["seconds"] if finished else 0.0)
     return Run(
         relative(folder),
