@@ -185,7 +185,8 @@ def matrix(groups: Sequence[Group], which: str, warn: Warn) -> tuple[Matrix | No
             try:
                 opened.setdefault(name, []).append(answers_of(run, which))
             except (UserError, OSError) as error:
-                failed.setdefault(" ".join(str(error).split()), []).append(run.name)
+                reason = " ".join(str(error).split()).removeprefix(f"{run.folder}: ")
+                failed.setdefault(reason, []).append(run.name)
     for reason, names in failed.items():
         warn(f"no disagreements of {listed(names)}: {printable(reason)}")
     kept = [group for group in groups if opened.get(group.name)]

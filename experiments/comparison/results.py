@@ -199,7 +199,7 @@ def notes(comparison: Comparison, metric: Metric) -> list[str]:
             f"not compared with {first.name}, because their test sets differ: {listed([one.name for one in others])}. "
             f"Curves and results stand side by side, without differences ({first.test}; {listed(list(sets))})"
         )
-    few = [group.name for group in comparison.groups if len(group.values(metric.name)) < 2]
+    few = [one.name for one in comparison.groups if one not in others and len(one.values(metric.name)) < 2]
     if first.name in few and len(comparison.groups) > 1:
         lines.append(
             f"no differences: {first.name}, the first group, has fewer than two finished seeds; --first names another"
