@@ -91,14 +91,15 @@ def compare(paths: Sequence[str], options: Options, console: "rich.console.Conso
         console.print(line, soft_wrap=True, highlight=False)
 
     def warn(line: str) -> None:
+        left_out.append(line)
         say(f"warning: {line}")
 
+    left_out: list[str] = []
     comparison = groups.of(arguments.read(paths, warn), options.names, options.first)
     metric = results.choose(comparison.runs, options.metric)
     asked = comparison.pair(options.pair) if options.pair else None
     folder = page.writable(options.out)
-    tables = [results.keys_table(comparison), results.results_table(comparison, metric)]
-    found = report.Found(comparison, metric, [table for table in tables if table], results.notes(comparison, metric))
+    found = report.Found(comparison, metric, results.tables(comparison, metric), results.notes(comparison, metric))
     report.show(found, console)
     if options.disagreements and len(comparison.groups) > 1:
         with console.status("opening networks"):
@@ -107,7 +108,7 @@ def compare(paths: Sequence[str], options: Options, console: "rich.console.Conso
         report.show_disagreements(found, console)
     for line in found.notes:
         say(line)
-    content = report.write(folder, found, text)
+    content = report.write(folder, found._replace(notes=[*left_out, *found.notes]), text)
     say(f"written to {folder}: {', '.join(figure['file'] for figure in content['figures'])}, {', '.join(report.FILES)}")
     return content
 
@@ -121,7 +122,5 @@ if __name__ == "__main__":  # flags are defined only here, because absl has one 
         "pair", "", "A,B: names or numbers of two groups whose disagreements are drawn; default: the only two groups."
     )
     DISAGREEMENTS = flags.DEFINE_bool("disagreements", True, "Open the networks, and show where they disagree.")
-    CHECKPOINT = flags.DEFINE_string(
-        "checkpoint", "last", "Checkpoint of the networks: last, or best (on the test set)."
-    )
+    CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Checkpoint of the networks.")
     cli.run(main, USAGE, positional=True)

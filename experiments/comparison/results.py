@@ -127,6 +127,12 @@ def _seconds(group: Group) -> str:
 # -- tables --------------------------------------------------------------------------------------------------
 
 
+def tables(comparison: Comparison, metric: Metric) -> list[Table]:
+    """Returns the table of the keys that differ, if any do, and that of the results."""
+    keys = keys_table(comparison)
+    return [*([keys] if keys else []), results_table(comparison, metric)]
+
+
 def keys_table(comparison: Comparison) -> Table | None:
     """Returns the table of the keys in which groups differ: a row per group, or per key if they are many."""
     groups, keys = comparison.groups, comparison.keys
