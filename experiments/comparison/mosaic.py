@@ -73,7 +73,7 @@ def of_pair(pair: Pair) -> Picture | None:
         f"wrong. Of all {len(pair.answers[0].places):,} images, {counts_text(pair)}."
     )
     rows = -(-count // COLUMNS)
-    size = (max(1.55 * min(count, COLUMNS), 3.4) + 0.2, 0.6 + 2.0 * rows)
+    size = (max(1.55 * min(count, COLUMNS), 3.4) + 0.2, 0.55 + 2.2 * rows)
     return Picture("disagreements", "Images", caption, size, lambda figure: draw_images(figure, pair, count))
 
 
@@ -99,7 +99,8 @@ def draw_images(figure: Figure, pair: Pair, count: int) -> None:
         textwrap.shorten(f"{letter}: {group.name}", 26 * max(columns, 2), placeholder=" …") for letter, group in groups
     ]
     figure.suptitle("\n".join(heading), fontsize=9.5, x=0.01, ha="left")
-    grid = figure.subplots(-(-count // columns), columns, squeeze=False).ravel()
+    rows = -(-count // columns)
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"hspace": 0.06 * (rows > 1)}).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, row in zip(grid, pair.differ[:count], strict=False):
@@ -120,10 +121,17 @@ def _draw_image(axes: Axes, pair: Pair, row: int) -> None:
         is_right = answers.predicted[row] == answers.labels[row]
         name = _cut(answers.classes[int(answers.predicted[row])])
         text = f"{letter} {'✓' if is_right else '✗'} {name}  {_percent(answers.confidence[row])}"
-        axes.text(
-            0.5, -0.05 - 0.15 * place, text, transform=axes.transAxes, ha="center", va="top", fontsize=8.5,
+        axes.annotate(
+            text,
+            (0.5, 0),
+            (0, -4 - 12 * place),  # in points, so that the layout makes room for it
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8.5,
             color=BLUE if is_right else RED,
-        )  # fmt: skip
+        )
     axes.axis("on")
     axes.set_xticks([])
     axes.set_yticks([])
