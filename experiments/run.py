@@ -235,6 +235,7 @@ if __name__ == "__main__":  # flags are defined only here, because absl has one 
         [],
         "Commits whose finished trials count although the code has changed; all accepts every commit.",
     )
+    command.define_figures()
     KEEP = flags.DEFINE_bool("keep_runs", False, "Keep the folders of finished trials, with their checkpoints.")
     DRY_RUN = flags.DEFINE_bool(
         "dry_run", False, "Say what is finished, what is left and how long it takes; then exit."

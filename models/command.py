@@ -25,6 +25,7 @@ from models.errors import UserError
 if TYPE_CHECKING:
     import rich.console
 
+FIGURES = ("png", "pdf", "svg")  # formats of figures
 USER_ERROR = 2  # exit code of a mistake that the user can correct
 INTERRUPTED = 130  # exit code of ctrl-C
 PREEMPTED = 75  # exit code of saved, unfinished work (EX_TEMPFAIL of sysexits.h): the same command resumes
@@ -54,6 +55,21 @@ class _Paths(flags.ListParser):
         return list(map(os.path.expanduser, super().parse(argument)))
 
 
+class _Formats(flags.ArgumentParser):
+    """A parser of formats of figures, such as "pdf,svg"."""
+
+    def parse(self, argument: str) -> tuple[str, ...]:
+        return formats(argument)
+
+
+def formats(text: str) -> tuple[str, ...]:
+    """Returns the formats of figures in a text such as "pdf,svg"; raises ValueError for a format that is not one."""
+    names = tuple(filter(None, (name.strip() for name in text.split(","))))
+    if wrong := [name for name in names if name not in FIGURES]:
+        raise ValueError(f"{wrong[0]!r} is not a format of figures; allowed: {', '.join(FIGURES)}")
+    return names
+
+
 def define_path(name: str, default: str | None, help: str, remote: bool = False, **options: Any) -> flags.FlagHolder:
     """Defines a flag that holds a path; with `remote`, one that may be on an object store, such as gs://bucket/run."""
     return flags.DEFINE(_Path(remote), name, default, help, serializer=flags.ArgumentSerializer(), **options)
@@ -62,6 +78,17 @@ def define_path(name: str, default: str | None, help: str, remote: bool = False,
 def define_paths(name: str, default: list[str], help: str, **options: Any) -> flags.FlagHolder:
     """Defines a flag that holds a list of paths."""
     return flags.DEFINE(_Paths(), name, default, help, serializer=flags.CsvListSerializer(","), **options)
+
+
+def define_figures() -> None:
+    """Defines the flag --figures, the formats in which a command also writes its figures."""
+    text = "Formats of figures, separated by commas, beside PNG: pdf, svg."
+    flags.DEFINE(_Formats(), "figures", "", text, serializer=flags.ArgumentSerializer())
+
+
+def figure_formats() -> tuple[str, ...]:
+    """Returns the value of --figures; () for a command that has no such flag."""
+    return flags.FLAGS["figures"].value or () if "figures" in flags.FLAGS else ()
 
 
 def console(**options: Any) -> "rich.console.Console":

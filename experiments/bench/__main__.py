@@ -412,5 +412,6 @@ if __name__ == "__main__":
     )
     TF = command.define_path("tf_python", "", "Python with TensorFlow; default: this one, if it has it.")
     COMMIT = flags.DEFINE_string("commit", "", "Commit to record in rows, for a copy without its git folder.")
+    command.define_figures()
     OUT = command.define_path("out", "", "Folder of the results; default: experiments/results/bench/DEVICE.")
     cli.run(main, USAGE)

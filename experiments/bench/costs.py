@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from models import command
+from models.analysis.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 from models.analysis.tables import markdown_table
 from models.errors import UserError
 from train import cli
-from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
 USAGE = """Writes costs.md, costs.json and pictures: accuracy against mult-adds, parameters and activation memory;
 savings by early downsampling; the textbook's formulas beside the counts.
@@ -163,73 +163,68 @@ def label(axes: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
 
 def draw_tradeoff(costs: Mapping[str, Any], field: str, path: Path) -> None:
     """Draws the published top-1 of every network against one of its costs, on a logarithmic axis."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    from models.analysis.chart import save
+    from models.analysis import drawing
     from train.plots.figures import tidy
 
     title, unit = COSTS[field]
-    figure = Figure(figsize=(9, 6), layout="constrained", dpi=110)
-    axes = figure.subplots()
-    points = []
-    for family, color in COLORS.items():
-        for modern in (False, True):
-            names = [name for name, entry in PUBLISHED.items() if (entry.family, entry.modern) == (family, modern)]
-            xs, ys = [getattr(costs[name], field) for name in names], [PUBLISHED[name].top1 for name in names]
-            if names:
-                axes.plot(
-                    xs,
-                    ys,
-                    "o",
-                    color=color,
-                    markerfacecolor="white" if modern else color,
-                    label=f"{family}, modern recipe" if modern else family,
-                )
-            points += [(x, y, PUBLISHED[name].label, color) for x, y, name in zip(xs, ys, names, strict=True)]
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(EngFormatter(unit))
-    axes.set(
-        xlabel=title if field == "params" else f"{title}, one image of {SIZE} x {SIZE}", ylabel="published top-1, %"
-    )
-    axes.margins(x=0.08)
-    tidy(axes, grid="both")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
-    label(axes, points)
-    save(figure, path)
+    with drawing.figure(path, (9, 6)) as figure:
+        axes = figure.subplots()
+        points = []
+        for family, color in COLORS.items():
+            for modern in (False, True):
+                names = [name for name, entry in PUBLISHED.items() if (entry.family, entry.modern) == (family, modern)]
+                xs, ys = [getattr(costs[name], field) for name in names], [PUBLISHED[name].top1 for name in names]
+                if names:
+                    axes.plot(
+                        xs,
+                        ys,
+                        "o",
+                        color=color,
+                        markerfacecolor="white" if modern else color,
+                        label=f"{family}, modern recipe" if modern else family,
+                    )
+                points += [(x, y, PUBLISHED[name].label, color) for x, y, name in zip(xs, ys, names, strict=True)]
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(unit))
+        axes.set(
+            xlabel=title if field == "params" else f"{title}, one image of {SIZE} x {SIZE}", ylabel="published top-1, %"
+        )
+        axes.margins(x=0.08)
+        tidy(axes, grid="both")
+        axes.legend(loc="lower right")
+        label(axes, points)
 
 
 def draw_early(costs: Mapping[str, Any], path: Path) -> None:
     """Draws costs by the resolution at which they arise, VGG-16 and ResNet-50 side by side."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    from models.analysis.chart import save
+    from models.analysis import drawing
     from models.analysis.cost import short
 
     shown = list(EARLY)[:2]
-    figure = Figure(figsize=(11, 7), layout="constrained", dpi=110)
-    for axes, (field, (title, unit)) in zip(figure.subplots(2, 2).flat, COSTS.items(), strict=True):
-        both = [by_resolution(costs[name], field) for name in shown]
-        for i, (name, sums, color) in enumerate(zip(shown, both, (COLORS["VGG"], COLORS["ResNet"]), strict=True)):
-            bars = axes.bar(
-                [x + 0.4 * i - 0.2 for x in range(len(sums))],
-                sums.values(),
-                0.38,
-                color=color,
-                label=f"{name}: {short(sum(sums.values()))}{unit}",
-            )
-            axes.bar_label(
-                bars, [f"{value / sum(sums.values()):.0%}" for value in sums.values()], fontsize=8, padding=1
-            )
-        axes.set_xticks(range(len(both[0])), ["vector" if height == 1 else f"{height}²" for height in both[0]])
-        axes.yaxis.set_major_formatter(EngFormatter(unit))
-        axes.set_title(title, fontsize=11)
-        axes.margins(y=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
-    figure.supxlabel("resolution of the layer's output")
-    save(figure, path)
+    with drawing.figure(path, (11, 7)) as figure:
+        for axes, (field, (title, unit)) in zip(figure.subplots(2, 2).flat, COSTS.items(), strict=True):
+            both = [by_resolution(costs[name], field) for name in shown]
+            for i, (name, sums, color) in enumerate(zip(shown, both, (COLORS["VGG"], COLORS["ResNet"]), strict=True)):
+                bars = axes.bar(
+                    [x + 0.4 * i - 0.2 for x in range(len(sums))],
+                    sums.values(),
+                    0.38,
+                    color=color,
+                    label=f"{name}: {short(sum(sums.values()))}{unit}",
+                )
+                axes.bar_label(
+                    bars, [f"{value / sum(sums.values()):.0%}" for value in sums.values()], fontsize=8, padding=1
+                )
+            axes.set_xticks(range(len(both[0])), ["vector" if height == 1 else f"{height}²" for height in both[0]])
+            axes.yaxis.set_major_formatter(EngFormatter(unit))
+            axes.set_title(title, fontsize=11)
+            axes.margins(y=0.12)
+            axes.legend()
+        figure.supxlabel("resolution of the layer's output")
 
 
 def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
@@ -338,5 +333,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
+    command.define_figures()
     OUT = command.define_path("out", None, "Folder to write to.")
     cli.run(main, USAGE)

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments.bench import targets
-from models.analysis.chart import save
+from models.analysis import drawing
+from models.analysis.palette import BLUE, GRAY
 from models.analysis.tables import markdown_table
-from train.plots.palette import BLUE, GRAY
 from train.storage.files import read_json, write_atomically, write_json
 
 _ROWS = {"type": "array", "items": {"type": "object"}}
@@ -135,19 +135,21 @@ def charts(folder: Path, rows: Sequence[Mapping[str, Any]], device: str) -> list
     charts = []
     compared = [row for row in rows if "times_best" in row and "sweep" not in row and row["subject"] != "matmul"]
     if compared:
-        save(ratios(compared, device), folder / "bench.png", dpi=110)
+        with drawing.figure(folder / "bench.png", (11, 1.5 + 0.28 * len(compared))) as figure:
+            ratios(figure, compared, device)
         charts.append("bench.png")
     for case in dict.fromkeys(row["case"] for row in rows if "sweep" in row and "ms" in row):
         swept = [row for row in rows if row["case"] == case and "ms" in row]
         name = f"{swept[0]['subject'].replace('/', '-')}.png"
-        save(lines(swept, device), folder / name, dpi=110)
+        panels = panels_of(swept)
+        with drawing.figure(folder / name, (5 * len(panels), 4)) as figure:
+            lines(figure, swept, panels, device)
         charts.append(name)
     return charts
 
 
-def ratios(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
+def ratios(figure: Figure, rows: Sequence[Mapping[str, Any]], device: str) -> None:
     """Draws one bar per row: how many times as fast as the peer's best."""
-    figure = Figure(figsize=(11, 1.5 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(
         range(len(rows)),
@@ -162,16 +164,18 @@ def ratios(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
     axes.set_xlabel("times as fast as the fastest peer (1: equal; to the right, ours is faster)")
     axes.set_title(f"Speed beside PyTorch on {device}", fontsize=11)
     axes.margins(x=0.1, y=0.01)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
-def lines(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
-    """Draws images/s, time per image, and the accelerator's peak memory if known, over the values of a sweep."""
+def panels_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns {key of a row: label} of a sweep's panels; the accelerator's peak memory is among them if known."""
     panels = {"images_per_second": "images/s", "ms": "ms per call"}
     if any("device_peak_mib" in row for row in rows):
         panels["device_peak_mib"] = "peak memory of the device, MiB"
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    return panels
+
+
+def lines(figure: Figure, rows: Sequence[Mapping[str, Any]], panels: Mapping[str, str], device: str) -> None:
+    """Draws the panels of `panels_of` over the values of a sweep."""
     drawn = figure.subplots(1, len(panels))
     for axes, (key, unit) in zip(drawn, panels.items(), strict=True):
         for what, who in dict.fromkeys((row["what"], row["who"]) for row in rows):
@@ -194,8 +198,6 @@ def lines(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
         axes.yaxis.set_major_formatter(EngFormatter())
         axes.set_xlabel(SWEPT[rows[0]["sweep"]])
         axes.set_ylabel(unit)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid()
     drawn[-1].legend(fontsize=8)
     figure.suptitle(f"{rows[0]['case']}, on {device}", fontsize=10)
-    return figure

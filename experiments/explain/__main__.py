@@ -185,5 +185,6 @@ if __name__ == "__main__":  # absl has one table of flags per process, and tests
     )
     METHOD = flags.DEFINE_string("method", "grad_cam", "Methods; see above.")
     TARGET = flags.DEFINE_string("target", "top1", "Classes to explain; see above.")
+    command.define_figures()
     OUT = command.define_path("out", "", "Folder for the pictures; default: explain/ in the run's folder.")
     cli.run(main, USAGE)

@@ -282,7 +282,6 @@ def draw_occlusion(
             handles=[Rectangle((0, 0), 1, 1, color=palette(n)) for n in range(min(len(kinds), 10))],
             labels=[classes[kind] for kind in kinds[:10]],
             fontsize=7,
-            frameon=False,
             loc="center left",
             bbox_to_anchor=(1.0, 0.5),
         )

@@ -26,10 +26,9 @@ def attributions(job: Job, calls: Sequence[spec.Call], pairs: Sequence[tuple[int
       A record per row: {"image", "label", "target", "probability", "top1", "top1_probability"}.
     """
     import jax
-    from matplotlib.figure import Figure
 
     from experiments.explain import overlays
-    from models.analysis.chart import save
+    from models.analysis import drawing
     from models.explain import catalogue
 
     numbers = [number for number, _ in pairs]
@@ -66,9 +65,8 @@ def attributions(job: Job, calls: Sequence[spec.Call], pairs: Sequence[tuple[int
                 "top1_probability": float(row.max()),
             }
         )
-    figure = Figure(figsize=overlays.size_of(len(rows), len(columns)), layout="constrained", dpi=120)
-    overlays.draw_rows(figure, columns, rows)
-    save(figure, job.out / "attributions.png")
+    with drawing.figure(job.out / "attributions.png", overlays.size_of(len(rows), len(columns))) as figure:
+        overlays.draw_rows(figure, columns, rows)
     return records
 
 
@@ -86,10 +84,8 @@ def occlusion(
     job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride: int = 0, color: float = 0.5, endpoint: str = ""
 ) -> None:
     """Draws occlusion.png; see the command's help."""
-    from matplotlib.figure import Figure
-
     from experiments.explain import overlays
-    from models.analysis.chart import save
+    from models.analysis import drawing
     from models.explain import occlusion as method
 
     if not 0 <= color <= 1:
@@ -112,17 +108,16 @@ def occlusion(
         color=tuple(map(float, painted)),
         endpoint=endpoint or None,
     )
-    figure = Figure(figsize=(11.5, 2.5 * len(pairs) + 0.6), layout="constrained", dpi=120)
-    overlays.draw_occlusion(
-        figure,
-        [drawn(job.subjects[n]) for n in numbers],
-        {k: np.asarray(v) for k, v in occluded._asdict().items()},
-        (size, size),
-        job.classes,
-        [job.subjects[n].name for n in numbers],
-        np.full(channels, float(color)),
-    )
-    save(figure, job.out / "occlusion.png")
+    with drawing.figure(job.out / "occlusion.png", (11.5, 2.5 * len(pairs) + 0.6)) as figure:
+        overlays.draw_occlusion(
+            figure,
+            [drawn(job.subjects[n]) for n in numbers],
+            {k: np.asarray(v) for k, v in occluded._asdict().items()},
+            (size, size),
+            job.classes,
+            [job.subjects[n].name for n in numbers],
+            np.full(channels, float(color)),
+        )
 
 
 def receptive_field(
@@ -132,10 +127,8 @@ def receptive_field(
 
     The mean is over the first 64 images of the split, or over the files of --image.
     """
-    from matplotlib.figure import Figure
-
     from experiments.explain import overlays
-    from models.analysis.chart import save
+    from models.analysis import drawing
     from models.explain import method, receptive
 
     for option, value in (("channel", channel), ("row", row), ("column", column)):
@@ -162,33 +155,29 @@ def receptive_field(
         else f"{unit}: sees {field.size[0]} x {field.size[1]} pixels (box), stride {field.stride[0]}"
     )
     says += f"\nthe effective size is {receptive.effective_size(mean):.1f} (mean of {len(many)} images)"
-    figure = Figure(figsize=(max(8.0, 2.0 * (2 * len(numbers) + 1)), 2.8), layout="constrained", dpi=120)
-    overlays.draw_receptive(
-        figure,
-        [drawn(job.subjects[n]) for n in numbers],
-        [job.subjects[n].name for n in numbers],
-        None if field is None else field.clipped(*place, images.shape[1:3]),
-        fields,
-        mean,
-        says,
-    )
-    save(figure, job.out / "receptive_field.png")
+    with drawing.figure(job.out / "receptive_field.png", (max(8.0, 2.0 * (2 * len(numbers) + 1)), 2.8)) as figure:
+        overlays.draw_receptive(
+            figure,
+            [drawn(job.subjects[n]) for n in numbers],
+            [job.subjects[n].name for n in numbers],
+            None if field is None else field.clipped(*place, images.shape[1:3]),
+            fields,
+            mean,
+            says,
+        )
 
 
 def top_patches(
     job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channels: str = "0-7", k: int = 9
 ) -> None:
     """Draws top_patches.png: one row per channel with its patches and their projections; see the command's help."""
-    from matplotlib.figure import Figure
-
     from experiments.explain import overlays
-    from models.analysis.chart import save
+    from models.analysis import drawing
 
     name, rows = patches_of(job, endpoint, channels, k)
     columns = (f"images that activate {name} most", "deconvnet", "guided backprop")
-    figure = Figure(figsize=(9.5, 3.1 * len(rows) + 0.4), layout="constrained", dpi=100)
-    overlays.draw_patches(figure, columns, rows)
-    save(figure, job.out / "top_patches.png")
+    with drawing.figure(job.out / "top_patches.png", (9.5, 3.1 * len(rows) + 0.4)) as figure:
+        overlays.draw_patches(figure, columns, rows)
 
 
 def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, list[tuple[str, list[np.ndarray]]]]:

@@ -47,6 +47,7 @@ def main() -> None:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     RESULTS = command.define_path("results", "experiments/results", "Folder of the results.")
+    command.define_figures()
     OUT = command.define_path("out", "report", "Folder to write to.")
     README = command.define_path("readme", "", "Markdown file whose blocks <!-- generated: NAME --> are made anew.")
     DOCS = command.define_path(

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 from experiments import study
 from experiments.report import winners
 from experiments.study import forest, verdicts
-from models.analysis.chart import save
 from models.analysis.tables import duration
 from models.errors import UserError
 from train.storage.files import read_json
@@ -268,7 +267,7 @@ def _forest(folder: Path, pictures: Path) -> Iterator[Section]:
     claims = forest.drawable(all_claims(folder))
     if claims:
         file = pictures / "forest-all.png"
-        save(forest.figure_of(claims), file)
+        forest.write(file, claims)
         alt = f"Effects of {len(claims)} claims with their intervals"
         yield Section("forest", "All claims", [("figure", Figure(file, file.name, alt, forest.CAPTION))])
 

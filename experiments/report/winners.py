@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.study import Table
-from train.plots.palette import BLUE, RED
+from models.analysis.palette import BLUE, RED
 
 HUMAN = (
     5.1  # Russakovsky 2015, section 6.4: one annotator, trained on 500 images, tested on 1,500 images of the test set
@@ -61,38 +61,35 @@ def table() -> Table:
 
 def draw(path: Path) -> None:
     """Draws the figure and writes it as a PNG."""
-    from matplotlib.figure import Figure
-
-    from models.analysis.chart import save
+    from models.analysis import drawing
     from train.plots.figures import tidy
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained", dpi=120)
-    axes = figure.subplots()
-    colors = ["#9aa3ad" if winner.year < 2012 else BLUE for winner in WINNERS]
-    bars = axes.bar(range(len(WINNERS)), [winner.error for winner in WINNERS], 0.7, color=colors, zorder=2)
-    axes.bar_label(
-        bars,
-        [f"{winner.error:.2f}" for winner in WINNERS],
-        padding=2,
-        fontsize=10,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-    )
-    axes.axhline(HUMAN, color=RED, linestyle="--", linewidth=1.3, zorder=1)
-    axes.annotate(
-        f"one trained person: {HUMAN}",
-        (len(WINNERS) - 0.6, HUMAN),
-        (0, 4),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-        color=RED,
-        fontsize=9,
-    )
-    axes.set_xticks(
-        range(len(WINNERS)), [f"{winner.year}\n{winner.team}\n{winner.system}" for winner in WINNERS], fontsize=8.5
-    )
-    axes.set(ylabel="top-5 error, %")
-    axes.margins(y=0.1)
-    tidy(axes)
-    axes.grid(visible=False, axis="x")
-    save(figure, path)
+    with drawing.figure(path, (9, 4.5)) as figure:
+        axes = figure.subplots()
+        colors = ["#9aa3ad" if winner.year < 2012 else BLUE for winner in WINNERS]
+        bars = axes.bar(range(len(WINNERS)), [winner.error for winner in WINNERS], 0.7, color=colors, zorder=2)
+        axes.bar_label(
+            bars,
+            [f"{winner.error:.2f}" for winner in WINNERS],
+            padding=2,
+            fontsize=10,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )
+        axes.axhline(HUMAN, color=RED, linestyle="--", linewidth=1.3, zorder=1)
+        axes.annotate(
+            f"one trained person: {HUMAN}",
+            (len(WINNERS) - 0.6, HUMAN),
+            (0, 4),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            color=RED,
+            fontsize=9,
+        )
+        axes.set_xticks(
+            range(len(WINNERS)), [f"{winner.year}\n{winner.team}\n{winner.system}" for winner in WINNERS], fontsize=8.5
+        )
+        axes.set(ylabel="top-5 error, %")
+        axes.margins(y=0.1)
+        tidy(axes)
+        axes.grid(visible=False, axis="x")

@@ -23,13 +23,13 @@ def finish(
     axes.set(**settings)
     tidy(axes, grid)
     if legend is not None and axes.get_legend_handles_labels()[0]:
-        axes.legend(**{"frameon": False, **legend})
+        axes.legend(**legend)
 
 
 def legend_below(figure: Figure | SubFigure, axes: Axes, ncols: int = 0, **options: Any) -> None:
     """Puts one legend below all panels, with the labels of `axes`, in one row unless `ncols` is set."""
     handles, names = axes.get_legend_handles_labels()
-    options = {"frameon": False, "fontsize": 9, "ncols": ncols or len(names), **options}
+    options = {"ncols": ncols or len(names), **options}
     if handles:
         figure.legend(handles, names, loc="outside lower center", **options)
 

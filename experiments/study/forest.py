@@ -2,13 +2,15 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.study.verdicts import AGREES, DISAGREES, TOO_SMALL, amount, effect
-from train.plots.palette import BLACK, GRAY, GREEN, RED
+from models.analysis import drawing
+from models.analysis.palette import BLACK, GRAY, GREEN, RED
 
 NAME = "forest"
 CAPTION = (
@@ -25,10 +27,15 @@ def drawable(claims: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [claim for claim in claims if all(claim.get(key) is not None for key in ("estimate", "low", "high"))]
 
 
-def figure_of(claims: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draws the claims of results.json that have an effect, one per row."""
+def write(path: Path, claims: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the claims of results.json that have an effect, one per row, into a file."""
     rows = drawable(claims)
-    figure = Figure(figsize=(WIDTH, 1.1 + ROW * max(len(rows), 1)), layout="constrained", dpi=120)
+    with drawing.figure(path, (WIDTH, 1.1 + ROW * max(len(rows), 1))) as figure:
+        draw(figure, rows)
+
+
+def draw(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws claims that have an effect, one per row."""
     axes = figure.subplots()
     for y, claim in enumerate(rows):
         ends = [claim["low"], claim["high"]]
@@ -51,5 +58,4 @@ def figure_of(claims: Sequence[Mapping[str, Any]]) -> Figure:
     axes.tick_params(length=0)
     handles: list[Any] = [Line2D([], [], color=color, marker="o", label=name) for name, color in COLORS.items()]
     handles.append(Line2D([], [], color=BLACK, marker="D", markerfacecolor="none", linestyle="", label="published"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return figure
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)

@@ -119,21 +119,18 @@ def files_of(results: Mapping[str, Any]) -> list[str]:
 
 def write(current_study: study.Study, results: Mapping[str, Any], outcomes: study.Outcomes, folder: Path) -> None:
     """Writes results.json, results.md, one CSV per table and one PNG per picture."""
-    from matplotlib.figure import Figure
-
     from experiments.study import forest
-    from models.analysis.chart import save
+    from models.analysis import drawing
     from train.storage.files import read_json, write_atomically, write_json
 
     if (folder / "results.json").exists():
         for name in set(files_of(read_json(folder / "results.json", {}))) - set(files_of(results)):
             (folder / name).unlink(missing_ok=True)  # of a table or figure that has another name now
     if forest.drawable(results["claims"]):
-        save(forest.figure_of(results["claims"]), folder / f"{forest.NAME}.png")
+        forest.write(folder / f"{forest.NAME}.png", results["claims"])
     for picture in current_study.pictures:
-        figure = Figure(figsize=picture.size, layout="constrained", dpi=120)
-        picture.draw(outcomes, figure)
-        save(figure, folder / f"{picture.name}.png")
+        with drawing.figure(folder / f"{picture.name}.png", picture.size) as figure:
+            picture.draw(outcomes, figure)
     for table in results["tables"]:
         with (folder / f"{slug(table['title'])}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([table["columns"], *table["rows"]])

@@ -15,8 +15,8 @@ from experiments.sweeps import effects
 from experiments.sweeps.effects import Point
 from experiments.sweeps.halving import Result
 from experiments.sweeps.metric import Metric
-from models.analysis.chart import save
-from train.plots.palette import BLUE, BROWN, CYAN, GRAY, GREEN, PINK, PURPLE, RED, YELLOW
+from models.analysis import drawing
+from models.analysis.palette import BLUE, BROWN, CYAN, GRAY, GREEN, PINK, PURPLE, RED, YELLOW
 
 COLORS = (BLUE, RED, GREEN, YELLOW, PURPLE, CYAN, BROWN, PINK)
 NAMES = ("lines", "bars", "heatmap", "scatter", "halving")  # of files
@@ -37,9 +37,8 @@ def write(folder: Path, pictures: Sequence[Picture]) -> list[dict[str, str]]:
     for name in NAMES:
         (folder / f"{name}.png").unlink(missing_ok=True)
     for picture in pictures:
-        figure = Figure(figsize=picture.size, layout="constrained", dpi=120)
-        picture.draw(figure)
-        save(figure, folder / f"{picture.name}.png")
+        with drawing.figure(folder / f"{picture.name}.png", picture.size) as figure:
+            picture.draw(figure)
     return [{"file": f"{picture.name}.png", "caption": picture.caption} for picture in pictures]
 
 

@@ -1,19 +1,17 @@
 """A chart of a network's cost: mult-adds, parameters and memory, in the order of the computation."""
 
-import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogFormatter
+from matplotlib.ticker import EngFormatter
 
+from models.analysis import drawing
 from models.analysis.cost import Complexity, Layer, short
+from models.analysis.palette import BLUE, LIGHT_BLUE
 from models.errors import UserError
 
 BARS = 60  # maximum number of bars
-COLORS = "#4878a8", "#93b5d3"  # of alternating stages
+COLORS = BLUE, LIGHT_BLUE  # of alternating stages
 PANELS = (  # field of Layer, title, unit
     ("mult_adds", "mult-adds", ""),
     ("params", "parameters", ""),
@@ -55,7 +53,15 @@ def draw(cost: Complexity, path: str, name: str) -> None:
     bars = groups(cost.layers)
     stages = list(dict.fromkeys(bar.split("/")[0] for bar in bars))
     colors = [COLORS[stages.index(bar.split("/")[0]) % 2] for bar in bars]
-    figure = Figure(figsize=(13, 1.7 + 0.21 * len(bars)), layout="constrained")
+    try:
+        with drawing.figure(path, (13, 1.7 + 0.21 * len(bars))) as figure:
+            _draw_bars(figure, bars, colors)
+            figure.suptitle(f"{name}, one example of {' x '.join(map(str, cost.input_shape[1:]))}")
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _draw_bars(figure: Figure, bars: Mapping[str, Sequence[Layer]], colors: Sequence[str]) -> None:
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for axes, (field, title, unit) in zip(panels, PANELS, strict=True):
         sizes = [sum(getattr(layer, field) for layer in layers) for layers in bars.values()]
@@ -67,55 +73,11 @@ def draw(cost: Complexity, path: str, name: str) -> None:
             fontsize=7,
             color="#444444",
         )
-        axes.set_title(f"{title}: {short(sum(sizes))}{unit}", fontsize=10)
+        axes.set_title(f"{title}: {short(sum(sizes))}{unit}")
         axes.xaxis.set_major_formatter(EngFormatter(unit))
         axes.locator_params(axis="x", nbins=4)
         axes.margins(x=0.27, y=0.5 / len(bars))
         axes.tick_params(labelsize=8, left=False)
-        axes.grid(axis="x", alpha=0.25)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x")
     panels[0].set_yticks(range(len(bars)), [bar or "(model)" for bar in bars])
     panels[0].invert_yaxis()
-    figure.suptitle(f"{name}, one example of {' x '.join(map(str, cost.input_shape[1:]))}", fontsize=11)
-    try:
-        save(figure, path, dpi=110)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def save(figure: Figure, path: str | Path, **options: Any) -> None:
-    """Writes a figure with its texts shown literally: a class called `$1` is not mathematics.
-
-    Args:
-      figure: Figure to write.
-      path: File; its suffix determines the format.
-      **options: Options of `Figure.savefig`.
-
-    Raises:
-      OSError: The file cannot be written; the error names it.
-    """
-    powers = set()  # labels such as 10², which Matplotlib writes as mathematics
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            formatter = axis.get_major_formatter()
-            if isinstance(formatter, LogFormatter):
-                powers |= {*axis.get_ticklabels(which="both"), axis.offsetText}
-            elif isinstance(formatter, FuncFormatter):  # formats labels that were set as texts
-                axis.set_major_formatter(lambda *position, write=formatter: _printable(str(write(*position))))
-    for text in figure.findobj(Text):
-        if text not in powers:
-            text.set_parse_math(False)
-            text.set_text(_printable(text.get_text()))
-    with warnings.catch_warnings():
-        # Characters that no font of this machine has are drawn as boxes; texts outside the figure show them
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
-        try:
-            figure.savefig(path, **options)
-        except OSError as error:  # the error of a full disk names no file
-            raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _printable(text: str) -> str:
-    """Returns a text in which bytes that are not UTF-8 (surrogates in file names) are escaped."""
-    return text.encode(errors="backslashreplace").decode()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import models
 from experiments.bench import __main__ as command
@@ -270,7 +271,9 @@ def test_results_of_a_killed_run_stay_until_their_case_is_measured_again(tmp_pat
 
 def test_the_chart_marks_equal_speed_and_names_what_it_shows():
     rows = stamped([{"what": what, "who": "ours", "times_best": ratio} for what, ratio in (("step", 1.5), ("x", 0.5))])
-    (axes,) = output.ratios(rows, "a toy").axes
+    figure = Figure()
+    output.ratios(figure, rows, "a toy")
+    (axes,) = figure.axes
     assert [bar.get_width() for bar in axes.patches] == [1.5, 0.5]
     assert [line.get_xdata()[0] for line in axes.lines] == [1.0]
     assert "a toy" in axes.get_title() and axes.get_yticklabels()[0].get_text() == "resnet50, 224x224: step, ours"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import study
 from experiments.study import (
@@ -172,7 +173,8 @@ def test_a_judge_leaves_a_record_of_what_it_reads():
 def test_the_forest_plot_has_a_row_per_claim_with_an_effect():
     runner = Runner({"clear": CLEAR, "close": CLOSE})
     claims = runner.decide(made_study("clear", "close"))
-    figure = forest.figure_of([*claims, {**claims[0], "estimate": None}])
+    figure = Figure(layout="constrained")
+    forest.draw(figure, forest.drawable([*claims, {**claims[0], "estimate": None}]))
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["clear is better.", "close is better."]
     assert sum("published +2.0 points" in text.get_text() for text in axes.texts) == 2

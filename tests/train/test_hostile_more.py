@@ -18,7 +18,7 @@ from PIL import Image
 
 import models
 from models import command, weights
-from models.analysis.chart import save
+from models.analysis import drawing
 from models.errors import UserError
 from models.weights import __main__ as weights_command
 from tests import tiny
@@ -103,11 +103,10 @@ def test_the_terminal_shows_any_text_as_it_is(text):
 
 
 def test_missing_glyphs_cause_no_warnings(tmp_path):
-    figure = Figure()
-    figure.subplots().set_title("\u65e5\U00020000")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        save(figure, tmp_path / "x.png")
+        with drawing.figure(tmp_path / "x.png", (3, 2)) as figure:
+            figure.subplots().set_title("\u65e5\U00020000")
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
@@ -120,7 +119,7 @@ def test_a_picture_for_which_there_is_no_space_is_named(monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        save(Figure(), "a/b.png")
+        drawing.save(Figure(), "a/b.png")
     assert caught.value.filename == "a/b.png" and is_full(caught.value)
 
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from models.analysis.chart import save
+from models.analysis.drawing import save
 from models.errors import UserError
 from tests import tiny
 from train import loop
@@ -69,7 +69,7 @@ def test_pictures_show_any_name(name, tmp_path):
     assert all((tmp_path / f"{picture}.png").stat().st_size > 3000 for picture in ("mistakes", "said"))
 
 
-def shown(text, on_axis=False):
+def shown(text, folder, on_axis=False):
     """Returns the texts of a saved picture that are parsed as mathematics."""
     figure = Figure()
     axes = figure.subplots()
@@ -77,13 +77,13 @@ def shown(text, on_axis=False):
     axes.set(xscale="log", title=text)
     if on_axis:
         axes.set_yticks([1, 500], [text, "b"])
-    save(figure, os.devnull, format="png")
+    save(figure, folder / "shown.png")
     return {one.get_text() for one in figure.findobj(Text) if one.get_parse_math() and one.get_text()}, figure
 
 
 @pytest.mark.parametrize("on_axis", [False, True])
-def test_only_powers_of_ten_are_typeset_as_mathematics(on_axis):
-    mathematical, figure = shown("$1 and $5", on_axis)
+def test_only_powers_of_ten_are_typeset_as_mathematics(tmp_path, on_axis):
+    mathematical, figure = shown("$1 and $5", tmp_path, on_axis)
     assert "$1 and $5" not in mathematical and figure.axes[0].get_title() == "$1 and $5"
     assert any("10^{2}" in text for text in mathematical)
 

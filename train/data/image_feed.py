@@ -82,7 +82,9 @@ class ImageFeed:
         else:
             self._inspect()
         self._check_memory()
-        self._order = shuffle.Order(self.train_count, seed)
+        # A reopened run trains no further, so that its training set need not be opened for its groups
+        groups = None if recorded or self._is_resident else self.train.groups
+        self._order = shuffle.Order(self.train_count, seed, groups)
         augmentation = augment.build(config.augment, len(self.classes), self.image_shape, config.mean)
         if self.label_shape and augmentation.mix:
             raise UserError(

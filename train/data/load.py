@@ -6,7 +6,6 @@ from typing import Any
 
 from models import plugins
 from models.errors import UserError, choice_error
-from models.weights import hub
 from train.data.options import Options
 from train.data.select import select
 from train.data.source import Source
@@ -19,6 +18,8 @@ KINDS = {
     "tfds:NAME": "train.data.sources.tfds:TfdsSource",
     "folder:PATH": "train.data.sources.folder:FolderSource",
     "arrays:FILE.npz": "train.data.sources.arrays:from_npz",
+    "parquet:PATH": "train.data.sources.parquet:source",
+    "hf:ORGANIZATION/NAME": "train.data.sources.hub:source",
 }
 TEXT_KINDS = ("grammar", "text:FOLDER")  # see sources/text.py
 
@@ -51,6 +52,6 @@ def _load(split: str, options: Options) -> Source:
         name, known_colon, _ = pattern.partition(":")
         if (kind, colon, bool(argument)) == (name, known_colon, bool(known_colon)):
             return plugins.imported(where)(*filter(None, [argument]), split, options)
-    if hub.is_name(options.source) or options.source.endswith(".safetensors"):  # see train/published.py
-        raise UserError(f"{options.source} has no images of its own: name files, or use a run on a data set")
+    if kind == "weights":  # see train/published.py
+        raise UserError(f"{argument} has no images of its own: name files, or use a run on a data set")
     raise choice_error("data.source", options.source, (*KINDS, *TEXT_KINDS), own=True)

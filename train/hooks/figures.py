@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from models import command
 from train.data.image_feed import ImageFeed
 from train.data.text_feed import TextFeed
 from train.hooks.translation import attention
@@ -27,10 +28,22 @@ class Figures(Hook):
 
     For images with one class each, mistakes.png shows the confusion matrix and the most confident errors. For text,
     attention.png shows the decoder's attention for the first test sentences.
+
+    Args:
+      formats: formats of files beside each PNG, separated by commas, e.g. "pdf,svg".
     """
+
+    def __init__(self, formats: str = ""):
+        self._formats = command.formats(formats)
 
     def finished(self, run: Run, state: TrainState, folder: Path) -> None:
         # Imported here, so that the first training step does not wait for Matplotlib.
+        from models.analysis import drawing
+
+        with drawing.formats(self._formats):
+            self._draw(run, state, folder)
+
+    def _draw(self, run: Run, state: TrainState, folder: Path) -> None:
         from train.plots import figures
 
         with picture(folder / "curves.png"):

@@ -11,16 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 
-from models.analysis.chart import save
-from train.plots.palette import BLUE, RED
+from models.analysis import drawing
+from models.analysis.palette import BLUE, RED
 
 Shares = Sequence[Sequence[float] | None]
 
 
 def tidy(axes: Axes, grid: Literal["major", "minor", "both"] = "major") -> None:
-    """Gives axes the look that all plots share: a faint grid, and no frame at the top and at the right."""
-    axes.grid(alpha=0.25, which=grid)
-    axes.spines[["top", "right"]].set_visible(False)
+    """Gives axes a faint grid; the style file has the rest of the look."""
+    axes.grid(which=grid)
 
 
 def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -31,20 +30,21 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
       path: PNG to write.
     """
     names = [name for name in ("loss", "accuracy", "hit", "learning_rate") if any(name in line for line in lines)]
-    figure = Figure(figsize=(4.6 * len(names), 3.4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for split, color in (("train", BLUE), ("test", RED)):
-            points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=color, label=split, marker="." if len(points) < 40 else "")
-        axes.set(xlabel="step", ylabel=name.replace("_", " "))
-        if name == "loss":
-            axes.set_yscale("log")
-            axes.set_ylabel("loss (nats)")
-        if name != "learning_rate":
-            axes.legend(frameon=False)
-        tidy(axes)
-    save(figure, path, dpi=120)
+    with drawing.figure(path, (4.6 * len(names), 3.4)) as figure:
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            for split, color in (("train", BLUE), ("test", RED)):
+                points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
+                if points:
+                    axes.plot(
+                        *zip(*points, strict=True), color=color, label=split, marker="." if len(points) < 40 else ""
+                    )
+            axes.set(xlabel="step", ylabel=name.replace("_", " "))
+            if name == "loss":
+                axes.set_yscale("log")
+                axes.set_ylabel("loss (nats)")
+            if name != "learning_rate":
+                axes.legend()
+            tidy(axes)
 
 
 def sensitivity_lines(axes: Axes, layers: Mapping[str, Mapping[str, Sequence[float]]], named: int) -> None:
@@ -73,20 +73,18 @@ def sensitivity(results: Mapping[str, Any], path: Path) -> None:
       results: the results of the hook `sensitivity`.
       path: PNG to write.
     """
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes, layers = figure.subplots(), results["layers"]
-    sensitivity_lines(axes, layers, named=len(layers))
-    axes.axhline(100 * results["whole"], color="0.6", linestyle=":")
-    axes.set(xlabel="weights of the layer that are pruned (%)", ylabel="accuracy on training images (%)")
-    axes.legend(
-        frameon=False,
-        fontsize=7 if len(layers) > 12 else 9,
-        ncols=-(-len(layers) // 24),
-        loc="center left",
-        bbox_to_anchor=(1, 0.5),
-    )
-    tidy(axes)
-    save(figure, path, dpi=120)
+    with drawing.figure(path, (7.5, 4.2)) as figure:
+        axes, layers = figure.subplots(), results["layers"]
+        sensitivity_lines(axes, layers, named=len(layers))
+        axes.axhline(100 * results["whole"], color="0.6", linestyle=":")
+        axes.set(xlabel="weights of the layer that are pruned (%)", ylabel="accuracy on training images (%)")
+        axes.legend(
+            fontsize=7 if len(layers) > 12 else 9,
+            ncols=-(-len(layers) // 24),
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+        )
+        tidy(axes)
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -141,25 +139,24 @@ def mistakes(
       index: index of each row in the set.
       count: errors to show, at most 16.
     """
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    left, right = figure.subfigures(1, 2, squeeze=False)[0]
-    _draw_confusion(left, confusion(logits, labels), classes)
-    errors = most_confident_errors(logits, labels, count)
-    right.suptitle("Most confident errors, and their # in the test set" if errors else "No errors")
-    side = max(2, math.ceil(len(errors) ** 0.5))
-    panels = right.subplots(side, side).ravel()
-    for axes in panels:
-        axes.axis("off")
-    for axes, (row, predicted, probability) in zip(panels, errors, strict=False):
-        pixels = np.asarray(image(int(index[row])))
-        axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-        names = (
-            _short(classes[int(labels[row])]),
-            f"not {_short(classes[predicted])}",
-            f"{probability:.0%}, #{index[row]}",
-        )
-        axes.set_title("\n".join(names), fontsize=7.5)
-    save(figure, path, dpi=110)
+    with drawing.figure(path, (12, 6)) as figure:
+        left, right = figure.subfigures(1, 2, squeeze=False)[0]
+        _draw_confusion(left, confusion(logits, labels), classes)
+        errors = most_confident_errors(logits, labels, count)
+        right.suptitle("Most confident errors, and their # in the test set" if errors else "No errors")
+        side = max(2, math.ceil(len(errors) ** 0.5))
+        panels = right.subplots(side, side).ravel()
+        for axes in panels:
+            axes.axis("off")
+        for axes, (row, predicted, probability) in zip(panels, errors, strict=False):
+            pixels = np.asarray(image(int(index[row])))
+            axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+            names = (
+                _short(classes[int(labels[row])]),
+                f"not {_short(classes[predicted])}",
+                f"{probability:.0%}, #{index[row]}",
+            )
+            axes.set_title("\n".join(names), fontsize=7.5)
 
 
 def _draw_confusion(figure: SubFigure, matrix: np.ndarray, classes: Sequence[str]) -> None:
@@ -195,9 +192,8 @@ def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
       maps: results of `train.tasks.translate.attention`.
       path: PNG to write.
     """
-    figure = Figure(figsize=(13, 6.5 * math.ceil(len(maps) / 2)), layout="constrained")
-    draw_attention(maps, figure)
-    save(figure, path, dpi=110)
+    with drawing.figure(path, (13, 6.5 * math.ceil(len(maps) / 2))) as figure:
+        draw_attention(maps, figure)
 
 
 def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
@@ -250,12 +246,11 @@ def classes_by_part(axes: Axes, shares: Shares, classes: Sequence[str], what: st
 
 def of_classes(shares: Shares, classes: Sequence[str], what: str, path: Path) -> None:
     """Writes `classes_by_part` to the PNG `path`: blocks that are computed, or exits that are right."""
-    figure = Figure(figsize=(7.0, 1.5 + 0.25 * min(len(classes), 40)), layout="constrained")
-    axes = figure.subplots()
-    image = classes_by_part(axes, shares, classes, what)
-    label = {"block": "computed for (% of the class)", "exit": "right for (% of the class)"}[what]
-    figure.colorbar(image, label=label)
-    save(figure, path, dpi=120)
+    with drawing.figure(path, (7.0, 1.5 + 0.25 * min(len(classes), 40))) as figure:
+        axes = figure.subplots()
+        image = classes_by_part(axes, shares, classes, what)
+        label = {"block": "computed for (% of the class)", "exit": "right for (% of the class)"}[what]
+        figure.colorbar(image, label=label)
 
 
 def images_in_rows(figure: Figure | SubFigure, rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]]) -> None:
@@ -276,9 +271,8 @@ def images_in_rows(figure: Figure | SubFigure, rows: Sequence[tuple[str, Sequenc
 
 def of_images(rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]], path: Path) -> None:
     """Writes `images_in_rows` to the PNG `path`."""
-    figure = Figure(figsize=(11.0, 0.4 + 1.3 * len(rows)), layout="constrained")
-    images_in_rows(figure, rows)
-    save(figure, path, dpi=120)
+    with drawing.figure(path, (11.0, 0.4 + 1.3 * len(rows))) as figure:
+        images_in_rows(figure, rows)
 
 
 def predictions(rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]]]], path: Path | str) -> None:
@@ -289,18 +283,17 @@ def predictions(rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]
       path: PNG to write.
     """
     most = max(len(classes) for _, _, classes in rows)
-    figure = Figure(figsize=(7.5, (0.5 + 0.28 * max(most, 4)) * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 2))
-    for (pixels, name, classes), (left, right) in zip(rows, grid, strict=True):
-        left.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-        left.set_title(_short(name, 30), fontsize=8)
-        left.axis("off")
-        shares = [100 * share for _, share in classes]
-        bars = right.barh(range(len(classes)), shares, color=BLUE)
-        right.bar_label(bars, [f"{share:.1f}" for share in shares], padding=3, fontsize=8)
-        right.set_yticks(range(len(classes)), [_short(label, 30) for label, _ in classes], fontsize=8)
-        right.set_xlim(0, 112)
-        right.invert_yaxis()
-        tidy(right)
-    grid[-1, 1].set_xlabel("probability (%)")
-    save(figure, path, dpi=120)
+    with drawing.figure(path, (7.5, (0.5 + 0.28 * max(most, 4)) * len(rows))) as figure:
+        grid = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 2))
+        for (pixels, name, classes), (left, right) in zip(rows, grid, strict=True):
+            left.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+            left.set_title(_short(name, 30), fontsize=8)
+            left.axis("off")
+            shares = [100 * share for _, share in classes]
+            bars = right.barh(range(len(classes)), shares, color=BLUE)
+            right.bar_label(bars, [f"{share:.1f}" for share in shares], padding=3, fontsize=8)
+            right.set_yticks(range(len(classes)), [_short(label, 30) for label, _ in classes], fontsize=8)
+            right.set_xlim(0, 112)
+            right.invert_yaxis()
+            tidy(right)
+        grid[-1, 1].set_xlabel("probability (%)")

@@ -11,8 +11,8 @@ from experiments.studies.adaptive.results import WITH_EXITS, accuracies, curve_o
 from experiments.studies.measures import from_png
 from experiments.study import Outcomes
 from experiments.study.figures import finish, panels_by
+from models.analysis.palette import BLUE, GRAY, RED, YELLOW
 from train.plots import figures
-from train.plots.palette import BLUE, GRAY, RED, YELLOW
 
 COLORS = {
     "ResNet": GRAY,

@@ -7,7 +7,7 @@ from experiments.studies import networks
 from experiments.study import Judge, Judgement, Outcomes, Table, evidence, spread
 from experiments.study.figures import dots, finish, heatmap
 from experiments.study.tables import table_by
-from train.plots.palette import BLACK, BLUE, RED
+from models.analysis.palette import BLACK, BLUE, RED
 
 PATCHES, CONVOLUTIONS = STEMS = ("ViT_P", "ViT_C")
 NEAR = 0.05  # an error at most this far above a network's best counts as near it

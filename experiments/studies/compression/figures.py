@@ -10,8 +10,8 @@ from experiments.studies.compression.measures import CUTS
 from experiments.studies.compression.results import curve_at, low_bits, points_of, sparsities_of, stage_of
 from experiments.study import Outcomes, mean
 from experiments.study.figures import bars_by, finish, legend_below, lines_by, number_ticks, panels_by
+from models.analysis.palette import BLUE, GRAY, RED, YELLOW
 from train.plots.figures import sensitivity_lines
-from train.plots.palette import BLUE, GRAY, RED, YELLOW
 
 PARTS = {
     "values": GRAY,

@@ -11,7 +11,7 @@ from experiments.studies import networks
 from experiments.studies.cost.networks import BLOCKS, DENSE, MOBILENETS, PLAIN, SEPARABLE
 from experiments.study import Judge, Judgement, Outcomes, Table, evidence, finite, missing, spread
 from experiments.study.figures import dots, finish, panels_by
-from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
+from models.analysis.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
 TOLERANCE = 0.05  # largest allowed difference of costs: the costliest over the cheapest, minus 1
 CLASSIFIER = 1024 * 1000  # mult-adds of MobileNet's classifier

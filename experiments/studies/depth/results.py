@@ -11,7 +11,7 @@ from experiments.study import Judge, Outcomes, Table, evidence
 from experiments.study.figures import curves, errorbars, finish, legend_below, lines_by, number_ticks
 from experiments.study.tables import accuracy, table_by
 from experiments.study.verdicts import Judgement, listed, mean, more, spread
-from train.plots.palette import BLUE, GRAY, RED
+from models.analysis.palette import BLUE, GRAY, RED
 
 NATS = 0.01  # smallest difference of training losses that matters
 CONVERGED = 0.5  # smallest test accuracy at which the deletions of a network count
@@ -258,7 +258,7 @@ def draw_gradients(outcomes: Outcomes, figure: Any) -> None:
             lines_by(axes, lines, network, color=color, alpha=0.8, linewidth=1.1)
         finish(axes, title=f"{_depth(outcomes, 'deep')} layers, {when}", xlabel="layer", yscale="log")
     panels[0].set_ylabel("gradient norm of the kernel")
-    panels[0].legend(frameon=False)
+    panels[0].legend()
 
 
 def draw_deletions(outcomes: Outcomes, figure: Any) -> None:

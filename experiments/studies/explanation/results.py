@@ -12,7 +12,7 @@ from experiments.studies.measures import from_png
 from experiments.study import Judge, Judgement, Outcome, Outcomes, Table, evidence, finite, mean, more, spread
 from experiments.study.figures import finish, panels_by
 from experiments.study.tables import accuracy, table_by
-from train.plots.palette import BLUE, RED, YELLOW
+from models.analysis.palette import BLUE, RED, YELLOW
 
 NAMES = {
     "cam": "CAM",
@@ -247,7 +247,7 @@ def draw_localization(outcomes: Outcomes, figure: Any) -> None:
     panels[0].set_yticks(range(len(names)), [NAMES[name] for name in names])
     panels[0].invert_yaxis()
     place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    panels[1].legend(frameon=False, fontsize=9, title="dotted: the middle", title_fontsize=9, **place)
+    panels[1].legend(title="dotted: the middle", title_fontsize=9, **place)
 
 
 def _legend_beside(figure: Any, panels: Iterable[Any]) -> None:
@@ -255,7 +255,7 @@ def _legend_beside(figure: Any, panels: Iterable[Any]) -> None:
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, loc="outside right center")
+    figure.legend(handles.values(), handles.keys(), loc="outside right center")
 
 
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:

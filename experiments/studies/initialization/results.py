@@ -7,7 +7,7 @@ from experiments.study import Judge, Outcomes, Table, evidence
 from experiments.study.figures import curves, finish, legend_below
 from experiments.study.tables import table_by
 from experiments.study.verdicts import Judgement, listed, spread
-from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
+from models.analysis.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
 # label -> (model.init, data_init)
 INITS = {

@@ -8,7 +8,7 @@ from experiments.study import Judge, Outcomes, Table, evidence
 from experiments.study.figures import bars_by, errorbars, finish, legend_below, number_ticks
 from experiments.study.tables import accuracy, table_by
 from experiments.study.verdicts import Judgement, finite, listed, more, spread
-from train.plots.palette import BLUE, CYAN, GRAY, GREEN, RED, YELLOW
+from models.analysis.palette import BLUE, CYAN, GRAY, GREEN, RED, YELLOW
 
 SIZES = (32, 16, 8, 4, 2)  # numbers of images that are normalized together, as if on one GPU
 NATS, DECADES = 0.01, 0.05  # smallest differences of training losses, and of their logarithms, that matter

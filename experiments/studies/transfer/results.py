@@ -9,7 +9,7 @@ from experiments.study import Judge, Outcomes, Table, evidence, needs
 from experiments.study.evidence import POINT
 from experiments.study.figures import bars_by, curves, errorbars, finish, heatmap, legend_below, number_ticks, panels_by
 from experiments.study.verdicts import Judgement, finite, listed, mean, missing, more, spread
-from train.plots.palette import BLUE, GRAY, RED, YELLOW
+from models.analysis.palette import BLUE, GRAY, RED, YELLOW
 
 # data set: (non-convolutional method, its result, pretrained + classifier, fine-tuned), accuracy or mAP in %
 PUBLISHED = {

@@ -19,9 +19,9 @@ from experiments.study import Claim, Judge, Outcomes, Picture, Study, Table, Tri
 from experiments.study.figures import finish, legend_below, mean_line
 from experiments.study.tables import accuracy, count_of, of_summary, table_by
 from experiments.study.verdicts import Judgement, missing, spread
+from models.analysis.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 from models.errors import UserError
 from train.plots.figures import draw_attention
-from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
 FULL = "full"
 # label -> changed key of the config: (section, key, value)
