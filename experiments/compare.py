@@ -123,4 +123,5 @@ if __name__ == "__main__":  # flags are defined only here, because absl has one 
     )
     DISAGREEMENTS = flags.DEFINE_bool("disagreements", True, "Open the networks, and show where they disagree.")
     CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Checkpoint of the networks.")
+    command.define_figures()
     cli.run(main, USAGE, positional=True)

@@ -10,8 +10,8 @@ from matplotlib.patches import Rectangle
 from experiments.comparison.disagreement import RIGHT, Matrix, Pair
 from experiments.comparison.pictures import Picture
 from experiments.study.figures import heatmap
+from models.analysis.palette import BLACK, BLUE, GRAY, RED
 from models.analysis.tables import markdown_code
-from train.plots.palette import BLACK, BLUE, GRAY, RED
 
 MOST_IMAGES = 24
 COLUMNS = 6
@@ -69,7 +69,7 @@ def of_pair(pair: Pair) -> Picture | None:
     ]
     caption = (
         f"Test images on which {' and '.join(names)} disagree, the most confident answers first ({count} of "
-        f"{len(pair.differ)}), with the probability that each gives to its own answer. ✓ and blue: right; ✗ and red: "
+        f"{len(pair.differ)}), with the probability that each gives to its own answer. ✓ and blue: right; ✗ and orange: "
         f"wrong. Of all {len(pair.answers[0].places):,} images, {counts_text(pair)}."
     )
     rows = -(-count // COLUMNS)

@@ -13,11 +13,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from experiments.comparison.groups import Comparison, Group
 from experiments.comparison.results import difference
 from experiments.sweeps.metric import SHARES, Metric
-from models.analysis.chart import save
+from models.analysis import drawing
+from models.analysis.palette import BLACK, BLUE, COLORS, GRAY
+from models.command import FIGURES
 from train.plots.figures import tidy
-from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GRAY, GREEN, PINK, PURPLE, RED, YELLOW
 
-COLORS = (BLUE, RED, GREEN, YELLOW, PURPLE, CYAN, BROWN, PINK)
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)))  # of the first eight groups, the next eight, …
 MOST_ROWS = 60  # groups in the picture of results
 MOST_NAMED = 16  # groups above which only the best are named
@@ -39,11 +39,11 @@ class Picture(NamedTuple):
 def write(folder: Path, pictures: Sequence[Picture]) -> list[dict[str, str]]:
     """Writes pictures, removes those of an earlier comparison, and returns their files, titles and captions."""
     for name in FILES:
-        (folder / f"{name}.png").unlink(missing_ok=True)
+        for suffix in FIGURES:
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     for picture in pictures:
-        figure = Figure(figsize=picture.size, layout="constrained", dpi=120)
-        picture.draw(figure)
-        save(figure, folder / f"{picture.name}.png")
+        with drawing.figure(folder / f"{picture.name}.png", picture.size) as figure:
+            picture.draw(figure)
     return [{"file": f"{one.name}.png", "title": one.title, "caption": one.caption} for one in pictures]
 
 
@@ -90,7 +90,7 @@ def curves(comparison: Comparison, metric: Metric) -> Picture | None:
     if count > MOST_NAMED:
         caption += f" The {BEST} best of {count} groups are named, the others gray."
     width = max(4.2 * len(panels), 5.5)
-    columns = max(1, int(width / (0.5 + 0.085 * max(len(look.label) for look in looks))))
+    columns = max(1, int(width / (0.65 + 0.075 * max(len(look.label) for look in looks))))
     rows = -(-sum(bool(look.label) for look in looks) // columns)
     return Picture(
         "curves",
@@ -132,8 +132,7 @@ def draw_curves(
             [label for _, label in pairs],
             loc="outside lower center",
             ncols=min(columns, len(pairs)),
-            frameon=False,
-            fontsize=9,
+            handlelength=2.8,  # shows dashes
         )
 
 
