@@ -69,8 +69,8 @@ def of_pair(pair: Pair) -> Picture | None:
     ]
     caption = (
         f"Test images on which {' and '.join(names)} disagree, the most confident answers first ({count} of "
-        f"{len(pair.differ)}), with the probability that each gives to its own answer. ✓ and blue: right; ✗ and orange: "
-        f"wrong. Of all {len(pair.answers[0].places):,} images, {counts_text(pair)}."
+        f"{len(pair.differ)}), with the probability that each gives to its own answer. ✓ and blue: right; ✗ and "
+        f"orange: wrong. Of all {len(pair.answers[0].places):,} images, {counts_text(pair)}."
     )
     rows = -(-count // COLUMNS)
     size = (max(1.55 * min(count, COLUMNS), 3.4) + 0.2, 0.55 + 2.2 * rows)
