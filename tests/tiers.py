@@ -23,6 +23,9 @@ configs/test_every_config.py
 configs/test_transfer.py
     test_the_command_of_features_and_classifiers                    0  train/probing, train/test_cli.py
     test_every_stage_of_a_family_has_its_group                      2  the other families
+experiments/test_compare.py
+    test_any_name_is_shown_in_every_file                            4  the other names
+    test_the_command_refuses_in_one_line                            1  the other mistakes
 experiments/test_evidence.py
     test_no_more_than_5_percent_of_verdicts_are_false               2  the other outcomes
 experiments/test_explain.py

@@ -107,7 +107,7 @@ def test_a_picture_that_fails_is_a_warning_and_the_run_is_finished(tmp_path, mon
     "module",
     [
         "train", "train.export", "train.adaptive", "train.probe", "train.predict", "experiments.explain",
-        "experiments.run", "experiments.sweep",
+        "experiments.run", "experiments.sweep", "experiments.compare",
     ],
 )  # fmt: skip
 def test_paths_may_begin_with_a_tilde(module, tmp_path):
@@ -117,6 +117,7 @@ def test_paths_may_begin_with_a_tilde(module, tmp_path):
         "train.probe": "--cache=~/x",
         "experiments.run": "--out=~/x",
         "experiments.sweep": "--out=~/x",
+        "experiments.compare": "--out=~/x",
     }.get(module, "--workdir=~/nowhere")
     script = (
         f"import sys; sys.argv = ['x', {flag!r}]\n"
