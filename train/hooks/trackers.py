@@ -62,6 +62,8 @@ class Wandb(Tracker):
 
     def end(self, state: str, summary: Mapping[str, Any]) -> None:
         self._run.summary.update({**summary})
+        if state == "stopped":
+            self._run.mark_preempting()  # so that it does not count as failed
         self._run.finish(exit_code=0 if state == "finished" else 1)
 
 

@@ -14,7 +14,8 @@ from train.storage.files import read_json, write_json
 # Seconds that the end of a process waits for a tracker. A scheduler kills soon after its signal.
 PATIENCE = {"finished": 60.0, "stopped": 10.0, "failed": 10.0}
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts, which double
-LONGEST_SHOWN = 300  # characters of an error
+SHOWN = 90  # characters at the start and at the end of a longer error, where the cause often stands
+REST = "what it did not get is in metrics.jsonl"
 NOTES = {
     "type": "object",
     "required": ["key", "steps"],
@@ -118,7 +119,7 @@ class Tracking:
         self._lines.put(None)
         self._thread.join(PATIENCE[state])
         if self._thread.is_alive():
-            self._warn(f"no answer for {PATIENCE[state]:.0f} s; what it did not get yet is in metrics.jsonl")
+            self._warn(f"no answer for {PATIENCE[state]:.0f} s; {REST}")
             self._abandoned = True  # the thread stops after its current call, if that ever returns
 
     def _work(self) -> None:
@@ -154,29 +155,30 @@ class Tracking:
                 return call()
             except ModuleNotFoundError as error:
                 how = f" ({self._tracker.install})" if self._tracker.install else ""
-                self._warn(f"{error.name} is not installed{how}; the run goes on without it")
+                self._warn(f"{error.name} is not installed{how}; the run goes on without it", error)
                 break
             except BaseException as error:  # libraries raise many types, even KeyboardInterrupt
                 failures += 1
-                if failures > 1 or was_closing:
-                    self._warn(f"{_line(error)}; the run goes on, and tries again until it ends")
                 if was_closing:
+                    self._warn(f"{_line(error)}; {REST}", error)
                     break
+                if failures > 1:
+                    self._warn(f"{_line(error)}; the run goes on, and tries again until it ends", error)
             self._closing.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         raise _GivenUpError
 
-    def _warn(self, text: str) -> None:
+    def _warn(self, text: str, error: BaseException | None = None) -> None:
         """Says the first failure of this process; details.log has the traceback."""
         if not (self._warned or self._abandoned):
             self._warned = True
-            logging.getLogger(__name__).warning("%s: %s", self._name, text, exc_info=True)
+            logging.getLogger(__name__).warning("%s: %s", self._name, text, exc_info=error)
             self._say(f"warning: {self._name}: {text}")
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} …"
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".: ")
+    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} … {text[-SHOWN:]}"
 
 
 def start(run: Run, folder: Path, say: Callable[[str], None]) -> list[Tracking]:
