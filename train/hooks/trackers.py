@@ -1,8 +1,11 @@
-"""Weights & Biases and MLflow as hooks. TensorBoard needs none: its file is always written (train/storage/events.py)."""
+"""Weights & Biases and MLflow as hooks. TensorBoard needs none, because each run writes its file."""
+
+# pyright: reportMissingImports=false
 
 import os
 import posixpath
 import re
+import secrets
 import shlex
 import time
 from collections.abc import Mapping
@@ -12,15 +15,16 @@ from typing import Any
 import flax.traverse_util
 
 from train.recording import summary
-from train.recording.tracking import PATIENCE, Session, Tracker
+from train.recording.tracking import Session, Tracker
 from train.run import Run
 
+LIMIT = 10  # seconds for a request to a server; the thread of the tracker tries again
 FORBIDDEN = r"/\#?%:"  # no project of W&B has these characters in its name
 PARAMS = 100  # parameters that MLflow takes at once
 LONGEST = 500  # characters of a parameter that every MLflow server takes
 LIMITS = {  # unless the environment says otherwise; MLflow's own are 120 s and 7 retries
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the thread tries again
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(LIMIT),
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_CONFIGURE_LOGGING": "false",  # so that MLflow logs to details.log, as all libraries do
 }
 
@@ -37,7 +41,7 @@ class Wandb(Tracker):
     def __init__(self, project: str = "ablate", name: str = ""):
         if not project or set(project) & set(FORBIDDEN):
             raise ValueError(f"project={project!r} must be a name without any of {' '.join(FORBIDDEN)}")
-        self._project, self._name = project, name
+        self._project, self._name, self._id = project, name, secrets.token_hex(4)
 
     def begin(self, run: Run, folder: Path, key: str) -> Session:
         import wandb
@@ -46,12 +50,12 @@ class Wandb(Tracker):
         self._run = wandb.init(
             project=self._project,
             name=self._name or folder.parent.name,
-            id=key or None,
+            id=key or self._id,
             resume="allow",
             reinit="create_new",  # the runs of a sweep follow each other in one process
             dir=folder,
             config={**run.config, **summary.environment(run.parallel.devices)},
-            settings=wandb.Settings(console="off", symlink=False, init_timeout=30, finish_timeout=PATIENCE["stopped"]),
+            settings=wandb.Settings(console="off", symlink=False, init_timeout=LIMIT, finish_timeout=LIMIT),
         )
         self._run.define_metric("*", step_metric="step")  # W&B drops what is logged at an earlier step of its own
         offline = f"offline; to upload: wandb sync {shlex.quote(self._run.settings.sync_dir)}"

@@ -162,9 +162,7 @@ def closed():
 
 
 @pytest.mark.parametrize("server", [closed, listening])
-@pytest.mark.parametrize(
-    "hook", [pytest.param("wandb", marks=with_wandb), pytest.param("mlflow", marks=with_mlflow)]
-)
+@pytest.mark.parametrize("hook", [pytest.param("wandb", marks=with_wandb), pytest.param("mlflow", marks=with_mlflow)])
 def test_a_server_that_is_down_costs_one_line(tmp_path, monkeypatch, server, hook):
     monkeypatch.setattr(tracking, "PATIENCE", {"finished": 3.0, "stopped": 3.0, "failed": 3.0})
     for name, value in {"WANDB_MODE": "online", "WANDB_API_KEY": "a" * 40}.items():
