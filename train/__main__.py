@@ -1,5 +1,7 @@
 """Trains, resumes or describes the run of a config. See `python -m train --help`."""
 
+import shlex
+
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -137,6 +139,7 @@ def main() -> int:
                 console.print(line, soft_wrap=True, markup=False, highlight=False)
             return EXIT_CODE.value
         console.print(summary.table(result, WORKDIR.value))
+        console.print(f"tensorboard --logdir={shlex.quote(str(WORKDIR.value))}", soft_wrap=True, highlight=False)
     return 0
 
 
