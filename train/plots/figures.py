@@ -67,6 +67,11 @@ def short(name: str, limit: int = 17) -> str:
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
+def percent(share: float) -> str:
+    """Returns a share for a caption; one close to 0 or 1 is not said to be 0% or 100%."""
+    return "<1%" if 0 < share < 0.005 else ">99%" if 0.995 < share < 1 else f"{share:.0%}"
+
+
 def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws the decoder's attention to the source, one panel per sentence; see `draw_attention`.
 

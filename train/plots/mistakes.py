@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from models.analysis import drawing
 from models.analysis.palette import BLUE
-from train.plots.figures import short
+from train.plots.figures import percent, short
 
 COUNTED = 20  # classes, up to which each cell has its number
 NAMED = 40  # classes, up to which each row has its name
@@ -97,7 +97,7 @@ def mistakes(
             names = (
                 f"true {short(classes[int(labels[row])])}",
                 f"predicted {short(classes[predicted])}",
-                f"probability {probability:.0%}, image {index[row]}",
+                f"probability {percent(probability)}, image {index[row]}",
             )
             axes.set_title("\n".join(names), fontsize=7.5)
 
