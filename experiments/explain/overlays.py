@@ -19,7 +19,7 @@ BOXES = ("#39ff14", "#ff3df2", "#00e5ff")
 LEGENDS = {  # kind of a Panel: its colors, their range, its ticks, what they say
     "over": (HEAT, (0, 1), {0: "0", 1: "max"}, "evidence"),
     "alone": ("gray", (0, 1), {0: "0", 1: "max"}, "magnitude"),
-    "signed": ("gray", (-1, 1), {-1: "−", 0: "0", 1: "+"}, "signed effect"),
+    "signed": ("gray", (-1, 1), {-1: "−", 1: "+"}, "gray is 0"),
 }
 
 
