@@ -1,6 +1,6 @@
 """Accuracy against cost: published ImageNet top-1 beside the counted costs of our networks. See --help."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -5,7 +5,7 @@ from typing import Any
 
 # Directions from a point to its label, as horizontal and vertical steps: the near ones are tried first
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
-GAPS = (7.0, 13.0, 22.0, 34.0)  # points between a marker's center and its label
+GAPS = (6.0, 11.0, 20.0, 32.0)  # points between a marker's center and its label
 PER_GAP = 12.0  # cost of a longer distance, as an overlap in square pixels
 PASSES = 4
 

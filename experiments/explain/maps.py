@@ -14,7 +14,18 @@ from matplotlib.patches import Rectangle
 from scipy.special import softmax
 
 from experiments.explain import overlays
-from experiments.explain.overlays import HEAT, SMALL, Panel, bare, draw_box, draw_image, draw_panel, frame, headings, shown
+from experiments.explain.overlays import (
+    HEAT,
+    SMALL,
+    Panel,
+    bare,
+    draw_box,
+    draw_image,
+    draw_panel,
+    frame,
+    headings,
+    shown,
+)
 from models.analysis.palette import COLORS
 from train.plots.figures import percent
 
@@ -101,7 +112,9 @@ def _draw_scale(figure: Any, panels: Any, limit: float) -> None:
     """Draws the colorbar of a row."""
     mappable = ScalarMappable(cmap=CHANGE)
     mappable.set_clim(-limit, limit)
-    bar = figure.colorbar(mappable, ax=panels, pad=0.02, aspect=14, shrink=0.8, extend="both" if limit >= MOST else "neither")
+    bar = figure.colorbar(
+        mappable, ax=panels, pad=0.02, aspect=14, shrink=0.8, extend="both" if limit >= MOST else "neither"
+    )
     bar.set_label("activation (%),\nprobability (points)", fontsize=8)
     bar.locator = overlays.ticks(5)
     bar.update_ticks()

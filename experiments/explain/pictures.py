@@ -76,7 +76,9 @@ def caption_of(classes: Sequence[str], label: int | None, target: int, probabili
 
     top = int(probabilities.argmax())
     said = f"predicted {classes[top]} ({percent(probabilities[top])})"
-    true = "" if label is None else f"true {classes[label]}, " if len(classes[label]) < 4 else f"true {classes[label]}\n"
+    true = (
+        "" if label is None else f"true {classes[label]}, " if len(classes[label]) < 4 else f"true {classes[label]}\n"
+    )
     other = "" if top == target else f"\nexplained: {classes[target]} ({percent(probabilities[target])})"
     return f"{true}{said}{other}"
 
@@ -88,7 +90,9 @@ def panel_of(name: str, values: Any, size: tuple[int, int]) -> Any:
 
     if name in catalogue.SIGNED:
         return overlays.Panel(np.asarray(values), signed=True)
-    return overlays.Panel(np.asarray(catalogue.heat(values[None], size)[0]), over=name in catalogue.MAPS, means=MEANS.get(name, ""))
+    return overlays.Panel(
+        np.asarray(catalogue.heat(values[None], size)[0]), over=name in catalogue.MAPS, means=MEANS.get(name, "")
+    )
 
 
 def occlusion(
