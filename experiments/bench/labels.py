@@ -61,7 +61,8 @@ def _cost(option: Any, others: Sequence[tuple[float, ...]], inside: Any) -> floa
     """Returns the area that a place of a label shares with others, with a penalty for distance and for leaving."""
     gap, _, (left, bottom, right, top) = option
     shared = sum(
-        max(0.0, min(right, r) - max(left, l)) * max(0.0, min(top, t) - max(bottom, b)) for l, b, r, t in others
+        max(0.0, min(right, other[2]) - max(left, other[0])) * max(0.0, min(top, other[3]) - max(bottom, other[1]))
+        for other in others
     )
     outside = left < inside.x0 or right > inside.x1 or bottom < inside.y0 or top > inside.y1
     return shared + PER_GAP * GAPS.index(gap) + 1e6 * outside

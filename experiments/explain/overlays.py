@@ -151,7 +151,6 @@ def bare(axes: Any) -> None:
 
 def draw_panel(axes: Any, image: Any, panel: Panel) -> None:
     """Draws the result of one method over one image."""
-    pixels = np.asarray(_picture(image).pixels)
     if isinstance(image, Picture):
         axes.set_facecolor("0.5" if panel.signed else "black")  # the color of the area that the network does not see
     smooth = _interpolation(np.shape(panel.values))
