@@ -37,7 +37,7 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path, examples: int = 0, ep
     names = [name for name in PANELS if any(name in line for line in lines)]
     with drawing.figure(path, (3.7 * max(1, len(names)), 3.5)) as figure:
         panels = figure.subplots(1, len(names), squeeze=False)[0] if names else []
-        figure.get_layout_engine().set(wspace=0.05)
+        figure.set_layout_engine("constrained", wspace=0.05)
         for axes, name in zip(panels, names, strict=True):
             _draw(axes, name, lines, examples)
             if epoch:

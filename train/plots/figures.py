@@ -106,14 +106,14 @@ def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
       figure: the figure to draw into.
     """
     widths, heights = _tokens(maps)
-    ratios = {"width_ratios": widths, "height_ratios": heights}
-    panels = figure.subplots(len(heights), len(widths), squeeze=False, **ratios).ravel()
+    grid = figure.subplots(len(heights), len(widths), squeeze=False, width_ratios=widths, height_ratios=heights)
+    panels, images = grid.ravel(), []
     for axes in panels[len(maps) :]:
         axes.axis("off")
     means = [100 * np.mean(one["weights"], 0) for one in maps]  # [H, T, S] -> [T, S]
     highest = max(20.0, *(float(mean.max()) for mean in means))
     for i, (axes, one, mean) in enumerate(zip(panels, maps, means, strict=False)):
-        image = axes.imshow(mean, cmap="Blues", vmin=0, vmax=highest, interpolation="nearest", zorder=1)
+        images.append(axes.imshow(mean, cmap="Blues", vmin=0, vmax=highest, interpolation="nearest"))
         width, height = widths[i % len(widths)], heights[i // len(widths)]
         size = min(9, 260 / max(width, height))
         axes.set_xticks(range(len(one["source"])), one["source"], rotation=90, fontsize=size)
@@ -125,7 +125,7 @@ def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
         axes.set_xlabel("source token", loc="left")
         axes.set_ylabel("output token", loc="top")
         axes.xaxis.set_label_position("top")
-    bar = figure.colorbar(image, ax=list(panels), label="attention, mean of heads (%)", shrink=0.5, aspect=25)
+    bar = figure.colorbar(images[-1], ax=list(panels), label="attention, mean of heads (%)", shrink=0.5, aspect=25)
     bar.ax.set_anchor("N")
 
 
