@@ -179,7 +179,7 @@ def _frequent(matrix: np.ndarray, classes: Sequence[str]) -> str:
     order = np.argsort(-errors, axis=None, kind="stable")[:LISTED]
     lines = []
     for place in order.tolist():
-        true, predicted = divmod(place, len(matrix))
+        true, predicted = int(place) // len(matrix), int(place) % len(matrix)
         if errors[true, predicted]:
             lines.append(
                 f"{short(classes[true])} taken for {short(classes[predicted])}: "
