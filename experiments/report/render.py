@@ -14,7 +14,8 @@ import markupsafe
 from PIL import Image
 
 from experiments import study
-from experiments.report.content import Figure, Page, Report
+from experiments.report import marks
+from experiments.report.blocks import Figure, Page, Report
 from models.errors import UserError
 
 PICTURES = "pictures"  # folder for the pictures of the Markdown, inside the report's folder
@@ -36,13 +37,15 @@ def write(report: Report, out: Path) -> None:
         lstrip_blocks=True,
         autoescape=lambda name: name is not None and name.endswith(".html"),
     )
-    pages.globals["long"] = LONG
+    edges = tuple(marks.place(clear) for clear in (-marks.BAND, marks.BAND))
+    pages.globals |= {"long": LONG, "edges": edges}
     pages.filters |= {
         "zoomable": zoomable,
         "page_html": page_html,
         "badge": BADGES.__getitem__,
         "numeric": numeric,
         "unbroken": unbroken,
+        "stacked": stacked,
         "escaped": escaped,
         "copied": lambda figure: copied(figure.file, out / PICTURES / figure.name),
         "page_markdown": lambda page, level: page_markdown(page, level, out / PICTURES),
@@ -69,6 +72,14 @@ def unbroken(text: str) -> str:
     return re.sub(r"(?<=±) | (?=[±%])", "\N{NO-BREAK SPACE}", text)
 
 
+def stacked(effect: str) -> markupsafe.Markup:
+    """Returns an effect with its interval, which stays in one line."""
+    start, bracket, rest = effect.partition(" [")
+    return markupsafe.Markup("<b>{}</b>{}").format(
+        start, markupsafe.Markup(" <i>[{}</i>").format(rest) if bracket else ""
+    )
+
+
 def escaped(text: Any) -> str:
     """Escapes a text for one line of Markdown or a cell of its tables."""
     return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", " ".join(str(text).split()))
@@ -90,8 +101,11 @@ def embedded(path: Path) -> str:
 
 def size(path: Path) -> tuple[int, int]:
     """Returns width and height in pixels."""
-    with Image.open(_picture(path)) as image:
-        return image.size
+    try:
+        with Image.open(_picture(path)) as image:
+            return image.size
+    except OSError as error:
+        raise UserError(f"{path}: this picture of the results is damaged: {error}") from None
 
 
 def copied(path: Path, target: Path) -> str:

@@ -25,6 +25,17 @@ def drawable(claims: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [claim for claim in claims if all(claim.get(key) is not None for key in ("estimate", "low", "high"))]
 
 
+def says_equal(claim: Mapping[str, Any]) -> bool:
+    """Returns whether a claim of results.json says that two means are as good as equal."""
+    return "two one-sided" in claim.get("test", "")
+
+
+def margins(claim: Mapping[str, Any]) -> list[float]:
+    """Returns the margin of a claim of results.json, on both sides where it says that two means are equal."""
+    margin = claim.get("margin") or 0.0
+    return [margin, -margin] if margin and says_equal(claim) else [margin]
+
+
 def figure_of(claims: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws the claims of results.json that have an effect, one per row."""
     rows = drawable(claims)
@@ -32,12 +43,12 @@ def figure_of(claims: Sequence[Mapping[str, Any]]) -> Figure:
     axes = figure.subplots()
     for y, claim in enumerate(rows):
         ends = [claim["low"], claim["high"]]
-        margin, published = claim.get("margin") or 0.0, claim.get("effect")
-        scale = max(abs(v) for v in (*ends, claim["estimate"], margin, published or 0.0)) or 1.0
+        ticks, published = margins(claim), claim.get("effect")
+        scale = max(abs(v) for v in (*ends, claim["estimate"], *ticks, published or 0.0)) or 1.0
         color = COLORS[claim["verdict"]]
         axes.plot([end / scale for end in ends], [y, y], color=color, linewidth=2.2, solid_capstyle="butt")
         axes.plot(claim["estimate"] / scale, y, "o", color=color, markersize=6)
-        for tick in (margin, -margin) if margin and "two one-sided" in claim["test"] else (margin,):
+        for tick in ticks:
             axes.plot([tick / scale] * 2, [y - 0.3, y + 0.3], color=BLACK, linewidth=1.2)
         texts = [effect(claim)]
         if published is not None:
