@@ -21,6 +21,7 @@ from models.errors import UserError
 PICTURES = "pictures"  # folder for the pictures of the Markdown, inside the report's folder
 NUMBER = re.compile(r"[<>≈~]?[+−-]?\d[\d.,]*(e[+-]?\d+)?( ± [\d.,]+)?( ?(%|ms|s|[kMGT]?i?B|[kMGT]))?( \(.*diverged\))?")
 LONG = 24  # least number of rows of a table that gets a box of limited height
+WORD = 40  # greatest number of letters of a word that no line breaks
 BLANK = ("", "—", "-", "diverged")
 BADGES = dict(zip(study.VERDICTS, ("agrees", "disagrees", "unclear"), strict=True))  # classes in style.css
 
@@ -44,6 +45,7 @@ def write(report: Report, out: Path) -> None:
         "page_html": page_html,
         "badge": BADGES.__getitem__,
         "numeric": numeric,
+        "css_class": css_class,
         "unbroken": unbroken,
         "stacked": stacked,
         "escaped": escaped,
@@ -65,6 +67,11 @@ def numeric(rows: Sequence[Sequence[Any]]) -> list[bool]:
         any(cell not in BLANK for cell in column) and all(cell in BLANK or NUMBER.fullmatch(cell) for cell in column)
         for column in columns
     ]
+
+
+def css_class(cell: Any, is_numeric: bool) -> str:
+    """Returns the class in style.css of a cell: a number, or a text with a word too long for a line; "" for others."""
+    return "number" if is_numeric else "broken" if any(len(word) > WORD for word in str(cell).split()) else ""
 
 
 def unbroken(text: str) -> str:
@@ -153,8 +160,9 @@ def _align(tokens: Sequence[Any]) -> int:
         if token.type in ("th_open", "td_open"):
             rows[-1].append((token, tokens[i + 1].content))
     for column, is_numeric in enumerate(numeric([[text for _, text in row] for row in rows[1:]])):
-        for row in rows if is_numeric else ():
-            row[column][0].attrJoin("class", "number")
+        for token, text in (row[column] for row in rows):
+            if name := css_class(text, is_numeric):
+                token.attrJoin("class", name)
     return len(rows) - 1
 
 

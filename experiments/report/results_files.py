@@ -7,7 +7,7 @@ from typing import Any
 from experiments import study
 from train.storage.files import read_json
 
-TEXT, TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
+TEXT, NUMBER, NUMBER_OR_NOTHING = {"type": "string"}, {"type": "number"}, {"type": ["number", "null"]}
 
 
 def _record(required: Mapping[str, Any], **optional: Any) -> dict[str, Any]:
@@ -23,7 +23,7 @@ CLAIM = _record(
         **dict.fromkeys(("statement", "published", "source", "expected", "ours"), TEXT),
         "verdict": {"enum": study.VERDICTS},
     },
-    **dict.fromkeys(("estimate", "low", "high", "margin", "effect", "p", "seeds"), {"type": ["number", "null"]}),
+    **dict.fromkeys(("estimate", "low", "high", "margin", "effect", "p", "seeds"), NUMBER_OR_NOTHING),
     **dict.fromkeys(("unit", "test", "reason"), TEXT),
 )
 STUDY = _record(  # results.json of a study, as far as the pages need it
@@ -31,11 +31,11 @@ STUDY = _record(  # results.json of a study, as far as the pages need it
         **dict.fromkeys(("study", "title", "question", "command"), TEXT),
         "scale": {"enum": study.SCALES},
         "claims": _list(CLAIM),
-        "tables": _list(_record({"title": TEXT, "columns": TEXTS, "rows": _list({"type": "array"})})),
+        "tables": _list(_record({"title": TEXT, "columns": _list(TEXT), "rows": _list({"type": "array"})})),
         "figures": _list(_record({"file": {"type": "string", "pattern": r"^[^/\\]+$"}, "caption": TEXT})),
         "environments": _list(_record({"device": TEXT, "commit": TEXT, "versions": {"type": "object"}})),
         "trials": _list(_record({"diverged": {}})),
-        **dict.fromkeys(("trials_at_once", "seconds_of_training", "seconds_of_this_command"), {"type": "number"}),
+        **dict.fromkeys(("trials_at_once", "seconds_of_training", "seconds_of_this_command"), NUMBER),
     },
     would_change=TEXT,
 )

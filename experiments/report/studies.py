@@ -12,11 +12,11 @@ from models.analysis.tables import duration
 from models.errors import UserError
 
 SCALES = {
-    "digits": "the smallest scale, for a CPU: scikit-learn's 1,797 handwritten digits, gray images of 8x8 pixels, 1,437 to "
-    "train on and 360 to test, so that one test image is 0.28 points. Translation has sentences of a small grammar instead. "
-    "Good networks get nearly all right, which leaves little room to be better.",
-    "cifar10": "photographs of 32x32 pixels: CIFAR-10 and, as the source of transfer, Tiny ImageNet, both from lossy JPEGs; "
-    "Multi30k for translation. Small networks, trained briefly.",
+    "digits": "the smallest scale, for a CPU: scikit-learn's 1,797 handwritten digits, gray images of 8x8 pixels, "
+    "1,437 to train on and 360 to test, so that one test image is 0.28 points. Translation has sentences of a small "
+    "grammar instead. Good networks get nearly all right, which leaves little room to be better.",
+    "cifar10": "photographs of 32x32 pixels: CIFAR-10 and, as the source of transfer, Tiny ImageNet, both from lossy "
+    "JPEGs; Multi30k for translation. Small networks, trained briefly.",
     "imagenet": "data, networks and schedules as in the papers.",
 }
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
 
 from configs.base import base
 from experiments import study
@@ -15,91 +14,21 @@ from experiments.report import content, marks, readme, render, studies, winners
 from models.analysis import tables
 from models.errors import UserError
 from tests import tiny
+from tests.experiments import toys
 from train.data.sources import digits
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
-ENVIRONMENT = {"commit": "0123456789ab", "device": "1 x toy (2 < 3 cores)", "versions": {"jax": "0.0"}}
-CLAIMS = [
-    {
-        "statement": f'a < b & "c" | d, part {i}',
-        "published": f"{i}.5 % <b>",
-        "source": f"Author 201{i}, table {i}",
-        "expected": f"above {i} & rising",
-        "ours": f"9{i}.0 ± 0.{i} %",
-        "verdict": verdict,
-        **(
-            {
-                "estimate": 0.012,
-                "low": 0.002,
-                "high": 0.022,
-                "margin": 0.0,
-                "unit": "points",
-                "p": 0.0312,
-                "test": "Welch",
-            }
-            if i
-            else {}
-        ),
-        **({"seeds": 17} if verdict == study.TOO_SMALL else {}),
-    }
-    for i, verdict in enumerate(study.VERDICTS)
-]
-COMMAND = "python -m experiments.run toy.py --scale=digits"
-
-
-def result(name):
-    return {
-        "study": name,
-        "verdict": "as before",
-        "would_change": "Larger <toys> & more seeds.",
-        "title": "Toys & <tools>",
-        "question": "Does <i>it</i> & that work?",
-        "scale": "digits",
-        "command": COMMAND,
-        "claims": CLAIMS,
-        "tables": [
-            {
-                "title": "Sizes of *toys*",
-                "columns": ["toy", "size", "acc_uracy"],
-                "rows": [["a|b", 10, "97.2 ± 0.3 %"], ["<c>", 2.5, "diverged"]],
-            }
-        ],
-        "figures": [{"file": "curves.png", "caption": "Loss < 1 & falling."}],
-        "environments": [ENVIRONMENT],
-        "trials_at_once": 2,
-        "seconds_of_training": 312.4,
-        "seconds_of_this_command": 61.0,
-        "finished": "2026-03-04T05:06:07Z",
-        "trials": [{"diverged": None}, {"diverged": "loss is nan at step 3"}],
-    }
-
-
-def write_result(folder, **changes):
-    (folder / "results.json").write_text(json.dumps({**result("toy"), **changes}))
 
 
 def change(folder, **changes):
     """Changes the second claim."""
-    write_result(folder, claims=[CLAIMS[0], {**CLAIMS[1], **changes}, CLAIMS[2]])
+    toys.write_result(folder, claims=[toys.CLAIMS[0], {**toys.CLAIMS[1], **changes}, toys.CLAIMS[2]])
 
 
 @pytest.fixture
 def results(tmp_path):
-    """Returns a folder of results: a study outside the catalogue, a page of costs, a benchmark."""
-    root = tmp_path / "results"
-    folder = root / "studies" / "toy" / "digits"
-    for path in (folder, root / "costs", root / "bench" / "small"):
-        path.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(result("toy")))
-    Image.new("RGB", (30, 20), "red").save(folder / "curves.png")
-    Image.new("RGB", (40, 10), "blue").save(root / "costs" / "early.png")
-    (root / "costs" / "costs.md").write_text(
-        "# Title\n\nSome text & <script>alert(1)</script>.\n\n![early costs](early.png)\n\n## Below\n\n"
-        "| network | top-1 % |\n| --- | --- |\n| vgg | 71.6 |\n"
-    )
-    (root / "bench" / "small" / "bench.md").write_text("# Benchmark\n\nOne machine.\n")
-    (root / "bench" / "small" / "bench.json").write_text(json.dumps({"measured": "2025-01-01T00:00:00Z"}))
-    return root
+    """Returns a folder of results."""
+    return toys.write(tmp_path / "results")
 
 
 @pytest.fixture
@@ -139,12 +68,12 @@ class Page(html.parser.HTMLParser):
 def test_html_says_what_the_results_say(built):
     page = Page(built[0])
     text = " ".join(page.text.split())
-    for claim in CLAIMS:
+    for claim in toys.CLAIMS:
         statements = 3 if claim["verdict"] == study.DISAGREES else 2  # in the figure, and in the study's verdict
         for field, times in (("statement", statements), ("published", 1), ("source", 1), ("expected", 1), ("ours", 1)):
             assert text.count(claim[field]) == times, claim[field]
     for phrase in (
-        COMMAND,
+        toys.COMMAND,
         "Does <i>it</i> & that work?",
         "Loss < 1 & falling.",
         "Sizes of *toys*",
@@ -211,13 +140,13 @@ def test_markdown_says_the_same(built):
     page = Page(parser.render(text).replace(" />", ">"))
     text_of_page = " ".join(page.text.split())
     assert studies.SCALES["digits"] in text_of_page
-    for claim in CLAIMS:
+    for claim in toys.CLAIMS:
         assert all(
             text in text_of_page for key, text in claim.items() if isinstance(text, str) and key not in ("unit", "test")
         )
     for name in (
         "+1.2 points [+0.2, +2.2], p 0.031",
-        COMMAND,
+        toys.COMMAND,
         "What would change it. Larger <toys> & more seeds.",
         "17 seeds would tell",
         "Does <i>it</i> & that work?",
@@ -264,11 +193,11 @@ def test_without_any_study(tmp_path):
         (lambda folder: change(folder, verdict="perhaps"), "claims[1].verdict: 'perhaps' is not one of ('agrees', "),
         (lambda folder: change(folder, low="none"), "claims[1].low: 'none' is not of type 'number', 'null'"),
         (
-            lambda folder: write_result(folder, tables=[{"title": "T", "columns": ["a", "b"], "rows": [[1]]}]),
+            lambda folder: toys.write_result(folder, tables=[{"title": "T", "columns": ["a", "b"], "rows": [[1]]}]),
             "rows of the table “T” differ in length",
         ),
         (
-            lambda folder: write_result(folder, figures=[{"file": "../../secret.png", "caption": ""}]),
+            lambda folder: toys.write_result(folder, figures=[{"file": "../../secret.png", "caption": ""}]),
             "figures[0].file: '../../secret.png' does not match",
         ),
         (lambda folder: (folder / "curves.png").write_text("no"), "curves.png: this picture of the results is damaged"),
@@ -314,8 +243,10 @@ def test_marks_are_as_far_right_as_an_effect_is_beyond_its_margin(estimate, low,
 
 
 def test_marks_stay_in_their_part_of_the_figure_and_apart():
-    claims = [{**CLAIMS[1], "estimate": x, "low": x - 0.01, "high": x + 0.01} for x in (-9, -0.01, 0, 0, 0, 0.03, 9)]
-    bare = [CLAIMS[0]] * 9
+    claims = [
+        {**toys.CLAIMS[1], "estimate": x, "low": x - 0.01, "high": x + 0.01} for x in (-9, -0.01, 0, 0, 0, 0.03, 9)
+    ]
+    bare = [toys.CLAIMS[0]] * 9
     row = marks.row([(i, claim) for i, claim in enumerate([*claims, *bare])])
     places = {one.claim: (one.x, one.y) for one in row}
     assert len(set(places.values())) == len(places) == 16
@@ -343,7 +274,7 @@ def test_duration(seconds, text):
 
 
 def test_results_of_older_code_say_what_would_change_them(results, tmp_path):
-    old_result = {**result("cost"), "claims": CLAIMS}
+    old_result = {**toys.result("cost"), "claims": toys.CLAIMS}
     del old_result["would_change"], old_result["verdict"]
     folder = results / "studies" / "cost" / "digits"
     folder.mkdir(parents=True)
