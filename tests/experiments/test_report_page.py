@@ -3,9 +3,10 @@
 Needs playwright (the extra `browser`) and a Chromium (apt-get install chromium); skipped without them.
 """
 
-import json
+import importlib.util
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -13,68 +14,18 @@ from experiments.report import content, render
 from tests import tiny
 from tests.experiments import toys
 
-sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or importlib.util.find_spec("playwright") is None, reason="there is no Chromium, or no playwright"
+)
 WIDTHS, SCHEMES = (400, 900, 1400), ("light", "dark")
-
-# Words of table heads that are broken over lines. A line may end after a hyphen or a slash.
-BROKEN = """() => [...document.querySelectorAll("th")].filter((cell) => cell.getClientRects().length).flatMap((cell) => {
-  const words = [], texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
-  while (texts.nextNode()) for (const word of texts.currentNode.data.matchAll(/[^\\s\\/-]+/g)) {
-    const range = document.createRange();
-    range.setStart(texts.currentNode, word.index);
-    range.setEnd(texts.currentNode, word.index + word[0].length);
-    if (new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) words.push(word[0]);
-  }
-  return words;
-})"""
-# Tables that are wider than their box or reach out of the window
-CUT = """() => [...document.querySelectorAll("table")].filter((table) => table.getClientRects().length && (
-  table.parentElement.scrollWidth > table.parentElement.clientWidth + 1
-  || table.getBoundingClientRect().right > document.documentElement.clientWidth)).map((table) => table.innerText.slice(0, 80))"""
-# Texts whose contrast with what is behind them is below 4.5, by the formula of WCAG 2
-FAINT = """() => {
-  const rgba = (color) => { const n = color.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
-  const light = (rgb) => { const [r, g, b] = rgb.slice(0, 3).map((v) => v / 255).map(
-    (v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const behind = (part) => { for (; part; part = part.parentElement) {
-    const color = rgba(getComputedStyle(part).backgroundColor); if (color[3] === 1) return color; } return [255, 255, 255]; };
-  const faint = new Map();
-  for (const part of document.querySelectorAll("body *:not(script, style, svg *)")) {
-    const own = [...part.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!own || !part.getClientRects().length) continue;
-    const [a, b] = [light(rgba(getComputedStyle(part).color)), light(behind(part))];
-    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (contrast < 4.5) faint.set(part.tagName + "." + part.className, contrast);
-  }
-  return [...faint];
-}"""
-CARDS = """() => [...document.querySelectorAll(".card")].filter((card) => card.getClientRects().length).map((card) => {
-  const style = getComputedStyle(card), image = card.querySelector("img").getBoundingClientRect();
-  const box = card.getBoundingClientRect();
-  return {light: style.backgroundColor.match(/\\d+/g).slice(0, 3).map(Number), padding: parseFloat(style.paddingTop),
-          radius: parseFloat(style.borderRadius), inside: image.left >= box.left && image.top >= box.top};
-})"""
-# Links whose target is not in sight after a click, or lies under what sticks to the top
-LOST = """async (selector) => {
-  const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-  const lost = [];
-  for (const link of document.querySelectorAll(selector)) {
-    scrollTo(0, 0);
-    link.dispatchEvent(new MouseEvent("click", {bubbles: true, cancelable: true}));
-    await frame();
-    const target = document.getElementById(link.getAttribute("href").slice(1));
-    const box = (target.querySelector(":scope > :is(summary, h2, h3)") ?? target).getBoundingClientRect();
-    const seen = document.elementFromPoint(box.left + box.width / 2, box.top + Math.min(box.height / 2, 10));
-    if (!target.contains(seen) || box.height === 0 || (target.open === false)) lost.push(link.getAttribute("href"));
-  }
-  return lost;
-}"""
+FAULTS = (Path(__file__).parent / "page_faults.js").read_text()  # functions that return what is wrong with a page
 
 
 @pytest.fixture(scope="module")
 def browser():
+    from playwright import sync_api
+
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -114,6 +65,7 @@ def visit(browser):
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.add_init_script(FAULTS)
         page.goto(address)
         return page
 
@@ -133,14 +85,14 @@ def test_everything_can_be_read(visit, report, width, scheme):
     page = visit(report, width, color_scheme=scheme)
     unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
-    assert page.evaluate(BROKEN) == []
-    assert page.evaluate(FAINT) == []
+    assert page.evaluate("brokenHeads()") == []
+    assert page.evaluate("faintTexts()") == []
     if width == max(WIDTHS):
-        assert page.evaluate(CUT) == []
-    cards = page.evaluate(CARDS)
+        assert page.evaluate("cutTables()") == []
+    cards = page.evaluate("cards()")
     assert len(cards) > 30 and all(card["inside"] for card in cards)
     assert all(card["padding"] >= 6 and card["radius"] >= 6 for card in cards)
-    assert all(min(card["light"]) == 255 if scheme == "light" else 200 < max(card["light"]) < 230 for card in cards)
+    assert all(min(card["color"]) == 255 if scheme == "light" else 200 < max(card["color"]) < 230 for card in cards)
 
 
 def test_the_first_screen_has_the_figure_and_the_table_of_studies(visit, report):
@@ -159,8 +111,8 @@ def test_links_lead_to_what_can_be_seen(visit, report, width):
     page = visit(report, width)
     contents = ".side a" if width == max(WIDTHS) else ".bar a"
     assert page.locator(contents).count() > 15
-    assert page.evaluate(LOST, contents) == []
-    assert page.evaluate(LOST, ".overview a") == []
+    assert page.evaluate("(links) => lostLinks(links)", contents) == []
+    assert page.evaluate("(links) => lostLinks(links)", ".overview a") == []
 
 
 def test_a_mark_leads_to_its_claim_and_an_address_opens_one(visit, toy):
@@ -246,8 +198,8 @@ def test_texts_are_shown_as_they_are(visit, toy, width):
     assert page.locator(".claim:visible").count() == len(toys.CLAIMS)
 
 
-def test_commands_can_be_copied(visit, toy, browser):
+def test_commands_can_be_copied(visit, toy):
     page = visit(toy, permissions=["clipboard-read", "clipboard-write"])
-    command = page.locator(".command", has_text=json.loads(json.dumps(toys.COMMAND))).first
+    command = page.locator(".command", has_text=toys.COMMAND).first
     command.get_by_role("button", name="copy").click()
     assert page.evaluate("navigator.clipboard.readText()") == toys.COMMAND
