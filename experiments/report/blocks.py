@@ -122,4 +122,4 @@ class Report(NamedTuple):
 
 def anchor(*parts: Any) -> str:
     """Returns an HTML id for a place in the report."""
-    return "-".join(re.sub(r"[^a-z0-9]+", "-", str(part).lower()).strip("-") for part in parts)
+    return "-".join(re.sub(r"[\W_]+", "-", str(part).lower()).strip("-") for part in parts)

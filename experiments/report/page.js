@@ -48,12 +48,20 @@ function choose(state) {
   filter();
 }
 
+function place() { // the id in the address
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return ""; // not written by this page
+  }
+}
+
 function follow() { // the address: a filter, or a place on the page
   if (location.hash.startsWith("#?")) {
     if (form) choose(new URLSearchParams(location.hash.slice(2)));
     return;
   }
-  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const target = document.getElementById(place());
   if (!target) return;
   for (let part = target.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
   if (form && !target.getClientRects().length) choose(new URLSearchParams()); // the filter hides it

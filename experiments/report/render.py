@@ -3,6 +3,7 @@
 import base64
 import re
 import shutil
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,10 @@ def size(path: Path) -> tuple[int, int]:
 
 
 def copied(path: Path, target: Path) -> str:
-    """Copies the picture, and returns its path relative to the Markdown."""
+    """Copies the picture, and returns its address relative to the Markdown."""
     if path.resolve() != target.resolve():
         shutil.copyfile(_picture(path), target)
-    return f"{PICTURES}/{target.name}"
+    return urllib.parse.quote(f"{PICTURES}/{target.name}")
 
 
 # -- pages written by other commands ------------------------------------------------------------------------

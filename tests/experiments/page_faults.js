@@ -24,6 +24,14 @@ function cutTables() {
   return shown("table").filter(cut).map((table) => table.innerText.slice(0, 80));
 }
 
+// Parts of the figure's heads and marks that are outside of their cell, where they would lie over something else.
+function strayMarks() {
+  return shown(".overview :is(th, td) :is(span, use)").filter((part) => {
+    const [inner, outer] = [part, part.closest("th, td")].map((one) => one.getBoundingClientRect());
+    return inner.left < outer.left || inner.right > outer.right || inner.top < outer.top || inner.bottom > outer.bottom;
+  }).map((part) => part.closest("tr").innerText);
+}
+
 // Texts whose contrast with what is behind them is below 4.5, by the formula of WCAG 2.
 function faintTexts() {
   const rgba = (color) => [...color.match(/[\d.]+/g).map(Number), 1].slice(0, 4);
@@ -78,4 +86,4 @@ async function lostLinks(selector) {
   return lost;
 }
 
-Object.assign(globalThis, { brokenHeads, cutTables, faintTexts, cards, lostLinks });
+Object.assign(globalThis, { brokenHeads, cutTables, strayMarks, faintTexts, cards, lostLinks });

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import urllib.parse
 
 import pytest
 
@@ -207,6 +208,23 @@ def test_damaged_results(results, tmp_path, spoil, message):
     spoil(results / "studies" / "toy" / "digits")
     with pytest.raises(UserError, match=re.escape(message)):
         render.write(content.gather(results, tmp_path / render.PICTURES), tmp_path)
+
+
+def test_studies_and_pictures_may_have_any_name(results, tmp_path):
+    import markdown_it
+
+    folder = results / "studies" / "toy" / "digits"
+    (folder / "curves.png").rename(folder / "a b#1?(%20).png")
+    toys.write_result(folder, study="Größe 日本", figures=[{"file": "a b#1?(%20).png", "caption": "c"}])
+    out = tmp_path / "report"
+    render.write(content.gather(results, out / render.PICTURES), out)
+    html = Page((out / "index.html").read_text())
+    assert {"größe-日本-digits", "größe-日本-digits-claim-1"} <= {attrs.get("id") for _, attrs in html.elements}
+    page = Page(markdown_it.MarkdownIt("commonmark").render((out / "report.md").read_text()).replace(" />", ">"))
+    names = [urllib.parse.unquote(attrs["src"]) for attrs in page.all("img")]
+    assert f"{render.PICTURES}/größe-日本-digits-a b#1?(%20).png" in names and all(
+        (out / name).is_file() for name in names
+    )
 
 
 def test_missing_folder_is_one_line(tmp_path):

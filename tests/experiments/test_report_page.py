@@ -18,6 +18,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or importlib.util.find_spec("playwright") is None, reason="there is no Chromium, or no playwright"
 )
+ODD = """<img src=x onerror="throw 1"> & 'quotes' "too" $1 {{ 7 * 7 }} </details> """ + "日本" + "long" * 40
 WIDTHS, SCHEMES = (400, 900, 1400), ("light", "dark")
 FAULTS = (Path(__file__).parent / "page_faults.js").read_text()  # functions that return what is wrong with a page
 
@@ -45,11 +46,10 @@ def toy(tmp_path_factory):
     """Returns the address of the page of the toys' results."""
     out = tmp_path_factory.mktemp("toy")
     results = toys.write(out / "results")
-    statement = """<img src=x onerror="throw 1"> & 'quotes' "too" $1 {{ 7 * 7 }} </details>"""
     toys.write_result(
         results / "studies" / "toy" / "digits",
-        title=statement,
-        claims=[{**claim, "statement": f"{statement} {claim['verdict']}"} for claim in toys.CLAIMS],
+        title=ODD,
+        claims=[{**claim, "statement": f"{ODD} {claim['verdict']}"} for claim in toys.CLAIMS],
     )
     render.write(content.gather(results, out / render.PICTURES), out)
     return (out / "index.html").as_uri()
@@ -86,6 +86,8 @@ def test_everything_can_be_read(visit, report, width, scheme):
     unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
     assert page.evaluate("brokenHeads()") == []
+    assert page.evaluate("strayMarks()") == []
+    assert page.locator(".overview").evaluate("(box) => box.scrollWidth - box.clientWidth") <= 0
     assert page.evaluate("faintTexts()") == []
     if width == max(WIDTHS):
         assert page.evaluate("cutTables()") == []
@@ -126,7 +128,9 @@ def test_a_mark_leads_to_its_claim_and_an_address_opens_one(visit, toy):
     assert claim.locator("dl").is_visible()
     page = visit(f"{toy}#bench-small")
     assert page.get_by_text("One machine.").is_visible()
-    assert visit(f"{toy}#nowhere").locator("h1").is_visible()
+    for address in ("#nowhere", "#50%", "#?verdict=no&words=", "#?"):
+        page = visit(f"{toy}{address}")
+        assert page.locator(".claim:visible").count() == len(toys.CLAIMS)
 
 
 def test_the_filter_narrows_and_restores(visit, report):
@@ -188,9 +192,12 @@ def test_paper_has_what_is_folded(visit, toy):
 def test_texts_are_shown_as_they_are(visit, toy, width):
     page = visit(toy, width)
     unfold(page)
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    assert page.evaluate("strayMarks()") == []
+    assert page.locator(".overview").evaluate("(box) => box.scrollWidth - box.clientWidth") <= 0
     for claim, shown in zip(toys.CLAIMS, page.locator(".claim").all(), strict=True):
         text = shown.inner_text()
-        assert """<img src=x onerror="throw 1"> & 'quotes' "too" $1 {{ 7 * 7 }} </details>""" in text
+        assert ODD in text
         assert all(
             " ".join(claim[key].split()) in text.replace("\N{NO-BREAK SPACE}", " ") for key in ("published", "ours")
         )
