@@ -283,7 +283,9 @@ def draw_deletions(outcomes: Outcomes, figure: Any) -> None:
         if runs := _end(outcomes, network, role=role).results("deletions"):
             _draw_deleted_blocks(axes, runs, COLORS[network])
         axes.grid(axis="y")
-        axes.set(title=f"{network}, {_depth(outcomes, role)} layers", xlabel="stage of the deleted block", ylim=(0, 102))
+        axes.set(
+            title=f"{network}, {_depth(outcomes, role)} layers", xlabel="stage of the deleted block", ylim=(0, 102)
+        )
     panels[0].set_ylabel("test accuracy (%)")
     legend_below(figure, *panels)
 
