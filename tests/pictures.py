@@ -1,8 +1,8 @@
 """What a figure shows: the texts that are drawn in it, where, and which of them collide.
 
-    with pictures.recorded() as figures:
-        results.draw(tmp_path / "x.png")
-    assert not pictures.collisions(figures[0])
+with pictures.recorded() as figures:
+    results.draw(tmp_path / "x.png")
+assert not pictures.collisions(figures[0])
 """
 
 import contextlib

@@ -1,22 +1,26 @@
-"""Pictures of explanations: heat over images, panels of occlusion, receptive fields, grids of patches.
+"""Pictures of explanations: heat over images, and rows of images beside what methods show of them.
 
 The functions draw into a matplotlib Figure. Images are uint8 [H, W, C], or numbers in [0, 1] of that shape.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
-from scipy.special import softmax
+from matplotlib.ticker import MaxNLocator
 
-HEAT = "turbo"  # over an image
-ALPHA = 0.55
+HEAT = "plasma"  # over an image
+ALPHA = 0.6
+DARKEST = 0.5  # gray of a black pixel below heat, so that the heat above it keeps its color
+SMALL = 100  # pixels, up to which images are enlarged without smoothing
 BOXES = ("#39ff14", "#ff3df2", "#00e5ff")
+LEGENDS = {  # kind of a Panel: its colors, their range, its ticks, what they say
+    "over": (HEAT, (0, 1), {0: "0", 1: "max"}, "evidence"),
+    "alone": ("gray", (0, 1), {0: "0", 1: "max"}, "magnitude"),
+    "signed": ("gray", (-1, 1), {-1: "−", 0: "0", 1: "+"}, "signed effect"),
+}
 
 
 class Picture(NamedTuple):
@@ -54,14 +58,26 @@ def _picture(image: Any) -> Picture:
     return image if isinstance(image, Picture) else placed(image, (0, 0, 1, 1), np.shape(image)[:2])
 
 
-def draw_image(axes: Any, image: Any, **options: Any) -> None:
-    """Draws an image or a Picture; `options` are those of imshow."""
+def aspect_of(image: Any) -> float:
+    """Returns the height of an image or a Picture divided by its width, as it is drawn."""
     picture = _picture(image)
+    left, right, bottom, top = picture.extent
+    return picture.aspect * (bottom - top) / (right - left)
+
+
+def draw_image(axes: Any, image: Any, **options: Any) -> None:
+    """Draws an image or a Picture, a small one with crisp pixels; `options` are those of imshow."""
+    picture = _picture(image)
+    options.setdefault("interpolation", _interpolation(np.shape(picture.pixels)))
     axes.imshow(options.pop("pixels", shown(picture.pixels)), extent=picture.extent, **options)
-    _frame(axes, image)
+    frame(axes, image)
 
 
-def _frame(axes: Any, image: Any) -> None:
+def _interpolation(shape: Sequence[int]) -> str:
+    return "nearest" if max(shape[:2]) <= SMALL else "antialiased"
+
+
+def frame(axes: Any, image: Any) -> None:
     """Makes the axes show all of an image or a Picture, without changing its aspect ratio."""
     picture = _picture(image)
     axes.set(xlim=picture.extent[:2], ylim=picture.extent[2:], aspect=picture.aspect)
@@ -72,14 +88,21 @@ class Panel(NamedTuple):
 
     Attributes:
       values: Heat [H, W], at least 0; if `signed`, [H, W, C], which is drawn as a picture where gray means 0.
-      says: Text above the panel.
+      says: Text below the panel.
       over: Whether the heat covers the image. Otherwise it is drawn alone, bright where it is large.
+      means: What its colors say, if not what LEGENDS has.
     """
 
     values: Any
     says: str = ""
     over: bool = True
     signed: bool = False
+    means: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The key of its legend in LEGENDS."""
+        return "signed" if self.signed else "over" if self.over else "alone"
 
 
 def shown(pixels: Any) -> np.ndarray:
@@ -113,7 +136,13 @@ def draw_box(axes: Any, box: Sequence[int], color: str = BOXES[0]) -> None:
     )
 
 
-def _bare(axes: Any) -> None:
+def ticks(count: int) -> Any:
+    """Returns a locator of about `count` round numbers."""
+    return MaxNLocator(count, steps=[1, 2, 5, 10], symmetric=True)
+
+
+def bare(axes: Any) -> None:
+    """Leaves axes without ticks and spines."""
     axes.set_xticks([])
     axes.set_yticks([])
     for side in axes.spines.values():
@@ -125,20 +154,27 @@ def draw_panel(axes: Any, image: Any, panel: Panel) -> None:
     pixels = np.asarray(_picture(image).pixels)
     if isinstance(image, Picture):
         axes.set_facecolor("0.5" if panel.signed else "black")  # the color of the area that the network does not see
+    smooth = _interpolation(np.shape(panel.values))
     if panel.signed:
-        axes.imshow(around_gray(panel.values), interpolation="nearest")
+        axes.imshow(around_gray(panel.values), interpolation=smooth)
     elif panel.over:
-        gray = shown(pixels).mean(-1) / (255 if pixels.dtype == np.uint8 else 1)
-        draw_image(axes, image, pixels=gray, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.imshow(share_of_largest(panel.values), cmap=HEAT, vmin=0, vmax=1, alpha=ALPHA)
+        draw_faded(axes, image)
+        axes.imshow(share_of_largest(panel.values), cmap=HEAT, vmin=0, vmax=1, alpha=ALPHA, interpolation=smooth)
     else:
-        axes.imshow(share_of_largest(panel.values, 0.995), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    _frame(axes, image)
-    axes.set_title(panel.says, fontsize=8, pad=3)
+        axes.imshow(share_of_largest(panel.values, 0.995), cmap="gray", vmin=0, vmax=1, interpolation=smooth)
+    frame(axes, image)
+    axes.set_xlabel(panel.says, fontsize=8)
+
+
+def draw_faded(axes: Any, image: Any, darkest: float = DARKEST) -> None:
+    """Draws an image or a Picture in gray, and lighter, as the ground of a map."""
+    pixels = np.asarray(_picture(image).pixels)
+    gray = shown(pixels).mean(-1) / (255 if pixels.dtype == np.uint8 else 1)
+    draw_image(axes, image, pixels=darkest + (1 - darkest) * gray, cmap="gray", vmin=0, vmax=1)
 
 
 class Row(NamedTuple):
-    """An image or a Picture, the texts to its left and above it, and a Panel (None if empty) for each column."""
+    """An image or a Picture, the texts to its left and below it, and a Panel (None if empty) for each column."""
 
     image: Any
     name: str
@@ -147,217 +183,52 @@ class Row(NamedTuple):
     boxes: Sequence[tuple[int, int, int, int]] = ()
 
 
-def _headings(figure: Any, axes_of_row: Sequence[Any], titles: Sequence[str]) -> None:
-    """Writes headings above the first row, above the panels' own titles."""
-    lines = max(title.count("\n") for title in titles) + 1
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (0.14 * lines + 0.1) / figure.get_figheight()))
+def headings(axes_of_row: Sequence[Any], titles: Sequence[str]) -> None:
+    """Writes headings above the first row."""
     for axes, title in zip(axes_of_row, titles, strict=True):
-        axes.annotate(
-            title,
-            (0.5, 1),
-            (0, 26),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=9,
-            fontweight="bold",
-            annotation_clip=False,
-        )
+        axes.set_title(title, fontsize=9, fontweight="bold")
 
 
-def size_of(rows: int, columns: int) -> tuple[float, float]:
+def size_of(rows: Sequence[Row], columns: int) -> tuple[float, float]:
     """Returns the size in inches of a Figure for `draw_rows`."""
-    return max(5.0, 1.75 * (columns + 1) + 1.6), 2.1 * rows + 0.7
+    heights = [min(1.7 * aspect_of(row.image), 3.0) + 0.22 * (1 + row.says.count("\n")) for row in rows]
+    return max(4.0, 1.75 * (columns + 1) + 0.4), sum(heights) + 1.0
 
 
 def draw_rows(figure: Any, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Draws one row per image, one column per method, and a colorbar if heat lies over images."""
-    grid = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
-    _headings(figure, grid[0], ("image", *columns))
+    """Draws one row per image, one column per method, and below each column what its colors mean."""
+    ratios = [aspect_of(row.image) for row in rows]
+    grid = figure.subplots(len(rows), len(columns) + 1, squeeze=False, height_ratios=ratios)
+    headings(grid[0], ("image", *columns))
     for line, row in zip(grid, rows, strict=True):
         for axes in line:
-            _bare(axes)
-        draw_image(line[0], row.image, interpolation="nearest")
-        line[0].set_title(row.says, fontsize=8, pad=3)
+            bare(axes)
+        draw_image(line[0], row.image)
+        line[0].set_xlabel(row.says, fontsize=8)
         line[0].set_ylabel(row.name, fontsize=9)
         for box, color in zip(row.boxes, BOXES, strict=False):
             draw_box(line[0], box, color)
         for axes, panel in zip(line[1:], row.panels, strict=True):
             if panel is None:
-                axes.text(
-                    0.5,
-                    0.5,
-                    "not for this\nnetwork",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="0.5",
-                    transform=axes.transAxes,
-                )
+                axes.set_box_aspect(aspect_of(row.image))
+                place = {"ha": "center", "va": "center", "transform": axes.transAxes}
+                axes.text(0.5, 0.5, "not for this\nnetwork", fontsize=8, color="0.5", **place)
             else:
                 draw_panel(axes, row.image, panel)
-    if any(panel and panel.over and not panel.signed for row in rows for panel in row.panels):
-        figure.colorbar(
-            ScalarMappable(cmap=HEAT),
-            ax=grid,
-            shrink=min(1.0, 2.4 / len(rows) + 0.3),
-            aspect=25,
-            label="heat, share of the map's largest value",
-            alpha=ALPHA,
-            pad=0.01,
-        )
-    if any(panel and (panel.signed or not panel.over) for row in rows for panel in row.panels):
-        figure.supxlabel(
-            "Without an image below: brightness is the share of the largest value; on a gray background "
-            "gray is 0, black negative, white positive.",
-            fontsize=7,
-            color="0.35",
-        )
+    for column in range(len(columns)):
+        panels = [panel for row in rows if (panel := row.panels[column])]
+        if panels:
+            draw_legend(figure, grid[-1, column + 1], rows[-1].image, panels[0])
 
 
-# -- occlusion -----------------------------------------------------------------------------------------------------
-
-
-def draw_occlusion(
-    figure: Any,
-    images: Sequence[Any],
-    result: Mapping[str, np.ndarray],
-    square: tuple[int, int],
-    classes: Sequence[str],
-    names: Sequence[str],
-    color: Any,
-) -> None:
-    """Draws one row per image, as in figure 7 of Zeiler & Fergus 2014.
-
-    The panels show the image with one square, and three maps over the center of the square: the total activation of the
-    strongest feature map, the probability of the class, and the most probable class.
-
-    Args:
-      figure: An empty figure.
-      images: Images or Pictures, one per row.
-      result: The fields of `models.explain.occlusion.Occlusion` as numpy.
-      square: Height and width of the square, in pixels.
-      classes: Names of the classes.
-      names: Names of the images.
-      color: Color of the square: [C] in [0, 1], like a pixel.
-    """
-    edges = _edges(np.asarray(result["columns"]), square[1]), _edges(np.asarray(result["rows"]), square[0])
-    grid = figure.subplots(len(images), 4, squeeze=False)
-    _headings(figure, grid[0], ("image, and the square", "strongest feature map", "probability", "most probable class"))
-    for i, (line, image) in enumerate(zip(grid, images, strict=True)):
-        target, probability = int(result["target"][i]), result["probability"][i]
-        for axes in line:
-            _bare(axes)
-            _frame(axes, image)
-        draw_image(line[0], image, interpolation="nearest")
-        hardest = np.unravel_index(probability.argmin(), probability.shape)
-        corner = result["columns"][hardest[1]], result["rows"][hardest[0]]
-        line[0].add_patch(
-            Rectangle(
-                (float(corner[0]) - 0.5, float(corner[1]) - 0.5),
-                square[1],
-                square[0],
-                linewidth=0.8,
-                facecolor=shown(np.reshape(color, (1, 1, -1)))[0, 0],
-                edgecolor="white",
-            )
-        )
-        line[0].set_title("most costly square for the class", fontsize=8, pad=3)
-        line[0].set_ylabel(names[i], fontsize=9)
-        drawn = line[1].pcolormesh(*edges, result["strongest"][i], cmap=HEAT)
-        line[1].set_title(f"channel {int(result['channel'][i])}, total activation", fontsize=8, pad=3)
-        figure.colorbar(drawn, ax=line[1], shrink=0.8)
-        drawn = line[2].pcolormesh(*edges, probability, cmap=HEAT, vmin=0, vmax=1)
-        line[2].set_title(
-            f"{classes[target]}; {softmax(result['logits'][i])[target]:.0%} without the square", fontsize=8, pad=3
-        )
-        figure.colorbar(drawn, ax=line[2], shrink=0.8)
-        top = result["top"][i]
-        kinds = sorted(np.unique(top).tolist(), key=lambda kind: -(top == kind).sum())
-        number = np.vectorize({kind: n for n, kind in enumerate(kinds)}.get)(top)
-        palette = ListedColormap([colormaps["tab20"](n % 20) for n in range(len(kinds))])
-        line[3].pcolormesh(*edges, number, cmap=palette, vmin=-0.5, vmax=len(kinds) - 0.5)
-        line[3].legend(
-            handles=[Rectangle((0, 0), 1, 1, color=palette(n)) for n in range(min(len(kinds), 10))],
-            labels=[classes[kind] for kind in kinds[:10]],
-            fontsize=7,
-            loc="center left",
-            bbox_to_anchor=(1.0, 0.5),
-        )
-
-
-def _edges(corners: np.ndarray, side: int) -> np.ndarray:
-    """Returns edges, in pixels, halfway between the centers of the squares, and as far beyond the outer centers."""
-    middles = corners + (side - 1) / 2
-    if len(middles) == 1:
-        return np.array([corners[0] - 0.5, corners[0] + side - 0.5])
-    inner = (middles[1:] + middles[:-1]) / 2
-    return np.concatenate([[2 * middles[0] - inner[0]], inner, [2 * middles[-1] - inner[-1]]])
-
-
-# -- receptive fields and patches ----------------------------------------------------------------------------------
-
-
-def draw_receptive(
-    figure: Any,
-    images: Sequence[Any],
-    names: Sequence[str],
-    box: Sequence[int] | None,
-    effective: Sequence[Any],
-    mean: Any,
-    says: str,
-) -> None:
-    """Draws two panels per image, the image and its effective field, and then the mean effective field of many images.
-
-    Args:
-      figure: An empty figure.
-      images: Up to four images or Pictures.
-      names: Names of the images.
-      box: The theoretical field (top, left, bottom, right), within the image; None if a unit sees all of it.
-      effective: Effective field [H, W] of each image.
-      mean: Mean effective field [H, W] over many images.
-      says: Text above the panels.
-    """
-    count = len(images)
-    grid = figure.subplots(1, 2 * count + 1, squeeze=False)[0]
-    for axes in grid:
-        _bare(axes)
-    for i, (image, name) in enumerate(zip(images, names, strict=True)):
-        left, right = grid[2 * i : 2 * i + 2]
-        draw_image(left, image, interpolation="nearest")
-        left.set_title(name, fontsize=8, pad=3)
-        draw_panel(right, image, Panel(effective[i], "effective, this image"))
-    grid[-1].imshow(share_of_largest(mean), cmap="gray", vmin=0, vmax=1)
-    grid[-1].set_title("effective, mean", fontsize=8, pad=3)
-    for axes in grid:
-        if box is not None:
-            draw_box(axes, box)
-    figure.suptitle(says, fontsize=8)
-
-
-def montage(patches: Sequence[Any], columns: int) -> np.ndarray:
-    """Tiles images of one size into one, [H, W, 3] in [0, 1], with `columns` per row and white gaps."""
-    patches = [
-        shown(patch).astype(np.float32) / (255 if np.asarray(patch).dtype == np.uint8 else 1) for patch in patches
-    ]
-    height, width = patches[0].shape[:2]
-    gap = max(1, height // 24)
-    rows = math.ceil(len(patches) / columns)
-    whole = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), np.float32)
-    for i, patch in enumerate(patches):
-        top, left = i // columns * (height + gap), i % columns * (width + gap)
-        whole[top : top + height, left : left + width] = patch
-    return whole
-
-
-def draw_patches(figure: Any, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> None:
-    """Draws one row per channel; a row is (name of the channel, one montage per column)."""
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for axes, title in zip(grid[0], columns, strict=True):
-        axes.set_title(title, fontsize=9, fontweight="bold")
-    for line, (name, montages) in zip(grid, rows, strict=True):
-        for axes, picture in zip(line, montages, strict=True):
-            _bare(axes)
-            axes.imshow(picture, interpolation="nearest")
-        line[0].set_ylabel(name, fontsize=9)
+def draw_legend(figure: Any, axes: Any, image: Any, panel: Panel) -> None:
+    """Draws a colorbar below the last panel of a column, which shows a Panel on an image."""
+    colors, (low, high), marks, means = LEGENDS[panel.kind]
+    mappable = ScalarMappable(cmap=colors)
+    mappable.set_clim(low, high)
+    height = 1.6 * aspect_of(image)  # inches, about
+    place = axes.inset_axes((0.1, -(0.18 + 0.1) / height - 0.12 * bool(panel.says), 0.8, 0.1 / height))
+    bar = figure.colorbar(mappable, cax=place, orientation="horizontal", alpha=ALPHA if panel.over else None)
+    bar.set_ticks(list(marks), labels=list(marks.values()))
+    bar.set_label(panel.means or means, fontsize=8, labelpad=-7)
+    bar.ax.tick_params(length=0, labelsize=8)

@@ -7,7 +7,10 @@ import numpy as np
 
 from experiments.explain.subjects import Job, Subject, batches
 from models.errors import UserError
+from models.explain.names import TITLES
 from train.setup import spec
+
+MEANS = {"counterfactual": "evidence against", "attention_rollout": "attention"}  # colors of a method's panels
 
 
 def drawn(subject: Subject) -> Any:
@@ -42,19 +45,16 @@ def attributions(job: Job, calls: Sequence[spec.Call], pairs: Sequence[tuple[int
             for i in range(0, len(images), size)
         ]
         explanations.append(jax.tree.map(lambda *some: np.concatenate(some), *parts))
-        columns.append(call.name.replace("_", " ") + "".join(f"\n{value}" for value in call.kwargs.values()))
+        columns.append(TITLES[call.name] + "".join(f"\n{name}={value}" for name, value in call.kwargs.items()))
     probabilities = np.asarray(jax.nn.softmax(explanations[0].logits))
     target, rows, records = np.asarray(explanations[0].target), [], []
     for i, number in enumerate(numbers):
         subject, row = job.subjects[number], probabilities[i]
-        caption = "" if subject.label is None else f"label: {job.classes[subject.label]}"
-        caption += f"\n{job.classes[target[i]]} {row[target[i]]:.0%}"
-        if target[i] != row.argmax():
-            caption += f", top {job.classes[row.argmax()]} {row.max():.0%}"
+        caption = caption_of(job.classes, subject.label, target[i], row)
         panels = [
             panel_of(call.name, one.values[i], images.shape[1:3]) for call, one in zip(calls, explanations, strict=True)
         ]
-        rows.append(overlays.Row(drawn(subject), subject.name, caption.strip(), panels))
+        rows.append(overlays.Row(drawn(subject), subject.name, caption, panels))
         records.append(
             {
                 "image": subject.name,
@@ -65,9 +65,22 @@ def attributions(job: Job, calls: Sequence[spec.Call], pairs: Sequence[tuple[int
                 "top1_probability": float(row.max()),
             }
         )
-    with drawing.figure(job.out / "attributions.png", overlays.size_of(len(rows), len(columns))) as figure:
+    with drawing.figure(job.out / "attributions.png", overlays.size_of(rows, len(columns))) as figure:
         overlays.draw_rows(figure, columns, rows)
     return records
+
+
+def caption_of(classes: Sequence[str], label: int | None, target: int, probabilities: Any) -> str:
+    """Returns lines below an image: its true class and the network's answer, and the explained class if it is another."""
+    from train.plots.figures import percent
+
+    top = int(probabilities.argmax())
+    said = f"predicted {classes[top]} ({percent(probabilities[top])})"
+    true = (
+        "" if label is None else f"true {classes[label]}, " if len(classes[label]) < 4 else f"true {classes[label]}\n"
+    )
+    other = "" if top == target else f"\nexplained: {classes[target]} ({percent(probabilities[target])})"
+    return f"{true}{said}{other}"
 
 
 def panel_of(name: str, values: Any, size: tuple[int, int]) -> Any:
@@ -77,14 +90,16 @@ def panel_of(name: str, values: Any, size: tuple[int, int]) -> Any:
 
     if name in catalogue.SIGNED:
         return overlays.Panel(np.asarray(values), signed=True)
-    return overlays.Panel(np.asarray(catalogue.heat(values[None], size)[0]), over=name in catalogue.MAPS)
+    return overlays.Panel(
+        np.asarray(catalogue.heat(values[None], size)[0]), over=name in catalogue.MAPS, means=MEANS.get(name, "")
+    )
 
 
 def occlusion(
     job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride: int = 0, color: float = 0.5, endpoint: str = ""
 ) -> None:
     """Draws occlusion.png; see the command's help."""
-    from experiments.explain import overlays
+    from experiments.explain import maps
     from models.analysis import drawing
     from models.explain import occlusion as method
 
@@ -108,10 +123,11 @@ def occlusion(
         color=tuple(map(float, painted)),
         endpoint=endpoint or None,
     )
-    with drawing.figure(job.out / "occlusion.png", (11.5, 2.5 * len(pairs) + 0.6)) as figure:
-        overlays.draw_occlusion(
+    images = [drawn(job.subjects[n]) for n in numbers]
+    with drawing.figure(job.out / "occlusion.png", maps.occlusion_size(images)) as figure:
+        maps.draw_occlusion(
             figure,
-            [drawn(job.subjects[n]) for n in numbers],
+            images,
             {k: np.asarray(v) for k, v in occluded._asdict().items()},
             (size, size),
             job.classes,
@@ -127,7 +143,7 @@ def receptive_field(
 
     The mean is over the first 64 images of the split, or over the files of --image.
     """
-    from experiments.explain import overlays
+    from experiments.explain import maps
     from models.analysis import drawing
     from models.explain import method, receptive
 
@@ -154,11 +170,12 @@ def receptive_field(
         if field is None
         else f"{unit}: sees {field.size[0]} x {field.size[1]} pixels (box), stride {field.stride[0]}"
     )
-    says += f"\nthe effective size is {receptive.effective_size(mean):.1f} (mean of {len(many)} images)"
-    with drawing.figure(job.out / "receptive_field.png", (max(8.0, 2.0 * (2 * len(numbers) + 1)), 2.8)) as figure:
-        overlays.draw_receptive(
+    says += f"\nthe effective size is {receptive.effective_size(mean):.1f} pixels (mean of {len(many)} images)"
+    pixels = [drawn(job.subjects[n]) for n in numbers]
+    with drawing.figure(job.out / "receptive_field.png", maps.receptive_size(pixels)) as figure:
+        maps.draw_receptive(
             figure,
-            [drawn(job.subjects[n]) for n in numbers],
+            pixels,
             [job.subjects[n].name for n in numbers],
             None if field is None else field.clipped(*place, images.shape[1:3]),
             fields,
@@ -171,20 +188,20 @@ def top_patches(
     job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channels: str = "0-7", k: int = 9
 ) -> None:
     """Draws top_patches.png: one row per channel with its patches and their projections; see the command's help."""
-    from experiments.explain import overlays
+    from experiments.explain import maps
     from models.analysis import drawing
 
     name, rows = patches_of(job, endpoint, channels, k)
-    columns = (f"images that activate {name} most", "deconvnet", "guided backprop")
+    columns = (f"images that activate {name} most", TITLES["deconvnet"], TITLES["guided_backprop"])
     with drawing.figure(job.out / "top_patches.png", (9.5, 3.1 * len(rows) + 0.4)) as figure:
-        overlays.draw_patches(figure, columns, rows)
+        maps.draw_patches(figure, columns, rows)
 
 
 def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, list[tuple[str, list[np.ndarray]]]]:
     """Returns the endpoint, and for each channel its name and montages of its k patches and their two projections."""
     import jax
 
-    from experiments.explain import overlays
+    from experiments.explain import maps, overlays
     from models.explain import method, patches, receptive
 
     outline = method.outline(job.model, job.variables, job.images[:1])
@@ -223,8 +240,8 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
         side = int(np.ceil(np.sqrt(k)))
         rows.append(
             (
-                f"channel {channel}\n{best.values[c, 0]:.2f} … {best.values[c, -1]:.2f}",
-                [overlays.montage(list(some), side) for some in tiles],
+                f"channel {channel}\nactivation {best.values[c, 0]:.3g} to {best.values[c, -1]:.3g}",
+                [maps.montage(list(some), side) for some in tiles],
             )
         )
     return name, rows

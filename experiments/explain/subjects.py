@@ -128,14 +128,14 @@ def mistakes(run: "Network", variables: Any, source: Any, count: int = 8) -> tup
     is "".
     """
     from train import evaluate
-    from train.plots import figures
+    from train.plots.mistakes import least_confident, most_confident_errors
 
     logits, labels, index = evaluate.predictions(
         run.task.predict, variables, run.feed.prepare_evaluation, run.images.batches(source)
     )
-    rows, remark = [row for row, *_ in figures.most_confident_errors(logits, labels, count)], ""
+    rows, remark = [row for row, *_ in most_confident_errors(logits, labels, count)], ""
     if not rows:
-        rows = figures.least_confident(logits, count)
+        rows = least_confident(logits, count)
         remark = (
             f"--indices=mistakes: the network classifies all {len(labels)} images correctly; these are the {len(rows)} "
             "that it is least confident about"

@@ -1,7 +1,6 @@
 """Drawings that several studies share, on matplotlib axes."""
 
 import collections
-import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -10,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from experiments.study import Outcomes
 from experiments.study.verdicts import deviation, finite, mean
+from models.analysis.axes import percent_limits, whole_percent
 from models.analysis.palette import BLACK
 from train.plots.figures import tidy
 
-LEAST_POINTS, LEAST_IMAGES = 5.0, 20  # the least that an axis in percent spans: points, and images of the test set
 # A legend below its axes, where it covers no data
 BELOW: Mapping[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
 
@@ -35,40 +34,18 @@ def finish(
         axes.legend(**legend)
 
 
-def least_span(outcomes: Outcomes) -> float:
-    """Returns the least number of points that an axis or a color scale in percent must span.
-
-    On a test set of 360 images, one image is 0.28 points. On a shorter scale, it would look like a trend.
-    """
-    images = [o.summary["test_examples"] for o in outcomes.all() if "test_examples" in (o.summary or {})]
-    return max(LEAST_POINTS, 100 * LEAST_IMAGES / min(images, default=math.inf))
-
-
-def widened(low: float, high: float, least: float) -> tuple[float, float]:
-    """Returns limits in percent that span at least `least` points around the given ones, within 0 and 100."""
-    missing = max(0.0, least - (high - low)) / 2
-    low, high = low - missing, high + missing
-    edge = 0.02 * (high - low)  # for markers at 0 and 100
-    below, above = max(0.0, -edge - low), max(0.0, high - 100 - edge)
-    return (low + below - above, high + below - above) if missing else (max(low, -edge), min(high, 100 + edge))
+def test_images(outcomes: Outcomes) -> int:
+    """Returns the number of images of the smallest test set; 0 if it is unknown."""
+    return min((o.summary["test_examples"] for o in outcomes.all() if "test_examples" in (o.summary or {})), default=0)
 
 
 def percent_axis(axes: Axes, outcomes: Outcomes, label: str = "test accuracy (%)") -> None:
-    """Labels the vertical axis of what has been drawn in percent, and widens it to `least_span`."""
+    """Labels the vertical axis of what has been drawn in percent, and fits it by `percent_limits`."""
+    shared = axes.get_shared_y_axes().get_siblings(axes)
+    ends = [end for one in shared if one.has_data() for end in one.dataLim.intervaly]
     axes.set_ylabel(label)
-    axes.set_ylim(widened(*axes.get_ylim(), least_span(outcomes)))
-
-
-def log_axis(axis: Axis) -> None:
-    """Makes an axis logarithmic, with plain numbers at 1, 2 and 5 of each decade, or powers of ten for many decades."""
-    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
-    low, high = axis.get_view_interval()
-    decades = math.log10(high / low)
-    if decades < 3.2:
-        large = EngFormatter(sep="")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 0.8 else (1, 1.5, 2, 3, 4, 5, 7)))
-        axis.set_major_formatter(FuncFormatter(lambda x, _: large(x) if x >= 1000 else f"{x:g}"))
-        axis.set_minor_locator(NullLocator())
+    axes.set_ylim(percent_limits(ends, test_images(outcomes)))
+    whole_percent(axes)
 
 
 def fixed_ticks(axis: Axis, values: Iterable[float], names: Iterable[Any] | None = None) -> None:

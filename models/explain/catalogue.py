@@ -1,4 +1,7 @@
-"""Methods that locate evidence in an image, by name, and their results as heatmaps over its pixels."""
+"""Methods that locate evidence in an image, by name, and their results as heatmaps over its pixels.
+
+`models.explain.names` has the names that papers give them.
+"""
 
 import functools
 from typing import Any

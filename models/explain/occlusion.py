@@ -29,6 +29,7 @@ class Occlusion(NamedTuple):
       top: int32 [N, R, S], the most probable class.
       strongest: float32 [N, R, S], the sum over the map of one channel of the endpoint.
       channel: int32 [N], the channel with the largest sum for the unchanged image.
+      whole: float32 [N], the same sum for the unchanged image.
       rows: int32 [R], top rows of the square.
       columns: int32 [S], left columns of the square.
       logits, target: See `Explanation`; for the unchanged image.
@@ -39,6 +40,7 @@ class Occlusion(NamedTuple):
     top: jax.Array
     strongest: jax.Array
     channel: jax.Array
+    whole: jax.Array
     rows: jax.Array
     columns: jax.Array
     logits: jax.Array
@@ -151,4 +153,4 @@ def _sweep(model, variables, images, target, *, size, stride, color, endpoint, b
         x.reshape(-1)[: count * windows].reshape(count, len(rows), len(columns)) for x in jax.lax.map(scores, numbers)
     )
     corners = (jnp.asarray(rows, jnp.int32), jnp.asarray(columns, jnp.int32))
-    return Occlusion(score, probability, top, strongest, channel, *corners, logits=logits, target=target)
+    return Occlusion(score, probability, top, strongest, channel, totals.max(-1), *corners, logits, target)

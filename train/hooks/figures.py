@@ -45,9 +45,16 @@ class Figures(Hook):
 
     def _draw(self, run: Run, state: TrainState, folder: Path) -> None:
         from train.plots import figures
+        from train.plots.curves import curves
+        from train.plots.mistakes import mistakes
 
         with picture(folder / "curves.png"):
-            figures.curves(workdir.read_metrics(folder / "metrics.jsonl"), folder / "curves.png")
+            curves(
+                workdir.read_metrics(folder / "metrics.jsonl"),
+                folder / "curves.png",
+                examples=run.feed.test_count(),
+                epoch=run.feed.train_count / run.config["batch_size"],
+            )
         if isinstance(run.feed, TextFeed):
             with picture(folder / "attention.png"):
                 maps = attention(run, state, range(min(4, run.feed.test_size())))
@@ -56,7 +63,7 @@ class Figures(Hook):
             test = run.feed.test
             with picture(folder / "mistakes.png"):
                 logits, labels, indices = run.predictions(state.evaluation_variables(), run.feed.test_batches())
-                figures.mistakes(
+                mistakes(
                     logits,
                     labels,
                     run.feed.classes,

@@ -1,7 +1,7 @@
-"""Figures of a run: its training, its mistakes and its predictions."""
+"""Figures of a run: its predictions, attention, pruned layers, and what adaptive networks compute."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 
 from models.analysis import drawing
-from models.analysis.palette import BLUE, RED
+from models.analysis.palette import BLUE
 
 Shares = Sequence[Sequence[float] | None]
 
@@ -20,31 +20,6 @@ Shares = Sequence[Sequence[float] | None]
 def tidy(axes: Axes, grid: Literal["major", "minor", "both"] = "major") -> None:
     """Gives axes a faint grid; the style file has the rest of the look."""
     axes.grid(which=grid)
-
-
-def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws loss, accuracy (or hits) and learning rate against the step, for training and test.
-
-    Args:
-      lines: the lines of metrics.jsonl.
-      path: PNG to write.
-    """
-    names = [name for name in ("loss", "accuracy", "hit", "learning_rate") if any(name in line for line in lines)]
-    with drawing.figure(path, (4.6 * len(names), 3.4)) as figure:
-        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            for split, color in (("train", BLUE), ("test", RED)):
-                points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
-                if points:
-                    axes.plot(
-                        *zip(*points, strict=True), color=color, label=split, marker="." if len(points) < 40 else ""
-                    )
-            axes.set(xlabel="step", ylabel=name.replace("_", " "))
-            if name == "loss":
-                axes.set_yscale("log")
-                axes.set_ylabel("loss (nats)")
-            if name != "learning_rate":
-                axes.legend()
-            tidy(axes)
 
 
 def sensitivity_lines(axes: Axes, layers: Mapping[str, Mapping[str, Sequence[float]]], named: int) -> None:
@@ -87,102 +62,14 @@ def sensitivity(results: Mapping[str, Any], path: Path) -> None:
         tidy(axes)
 
 
-def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Counts examples [true class, predicted class], int64, from logits [N, classes] and labels [N]."""
-    matrix = np.zeros((logits.shape[1], logits.shape[1]), np.int64)
-    np.add.at(matrix, (labels, logits.argmax(1)), 1)
-    return matrix
-
-
-def most_confident_errors(logits: np.ndarray, labels: np.ndarray, count: int) -> list[tuple[int, int, float]]:
-    """Returns the row, predicted class and its probability of `count` wrong predictions, the most confident first."""
-    predicted, confidence = _predictions(logits)
-    wrong = np.flatnonzero(predicted != labels)
-    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
-    return [(int(row), int(predicted[row]), float(confidence[row])) for row in order]
-
-
-def least_confident(logits: np.ndarray, count: int) -> list[int]:
-    """Returns the rows of the `count` predictions with the lowest probability, the lowest first."""
-    return np.argsort(_predictions(logits)[1], kind="stable")[:count].tolist()
-
-
-def _predictions(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the predicted class of each row, and its probability."""
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities = shifted / shifted.sum(1, keepdims=True)
-    return probabilities.argmax(1), probabilities.max(1)
-
-
-def _short(name: str, limit: int = 17) -> str:
+def short(name: str, limit: int = 17) -> str:
     """Cuts a name, which could be wider than the picture below it."""
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
-def mistakes(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    classes: Sequence[str],
-    path: Path,
-    image: Callable[[int], np.ndarray],
-    index: Sequence[int],
-    count: int = 16,
-) -> None:
-    """Draws the confusion matrix and the most confident errors.
-
-    Args:
-      logits: float [N, classes].
-      labels: int [N].
-      classes: names of the classes.
-      path: PNG to write.
-      image: maps an index of the set to pixels, uint8 [H, W, C].
-      index: index of each row in the set.
-      count: errors to show, at most 16.
-    """
-    with drawing.figure(path, (12, 6)) as figure:
-        left, right = figure.subfigures(1, 2, squeeze=False)[0]
-        _draw_confusion(left, confusion(logits, labels), classes)
-        errors = most_confident_errors(logits, labels, count)
-        right.suptitle("Most confident errors, and their # in the test set" if errors else "No errors")
-        side = max(2, math.ceil(len(errors) ** 0.5))
-        panels = right.subplots(side, side).ravel()
-        for axes in panels:
-            axes.axis("off")
-        for axes, (row, predicted, probability) in zip(panels, errors, strict=False):
-            pixels = np.asarray(image(int(index[row])))
-            axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-            names = (
-                _short(classes[int(labels[row])]),
-                f"not {_short(classes[predicted])}",
-                f"{probability:.0%}, #{index[row]}",
-            )
-            axes.set_title("\n".join(names), fontsize=7.5)
-
-
-def _draw_confusion(figure: SubFigure, matrix: np.ndarray, classes: Sequence[str]) -> None:
-    axes = figure.subplots()
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    heatmap = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    few = len(classes) <= 20
-    if few:
-        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
-        axes.set_yticks(range(len(classes)), classes)
-        for true, predicted in zip(*np.nonzero(matrix), strict=True):
-            axes.text(
-                predicted,
-                true,
-                str(matrix[true, predicted]),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if share[true, predicted] > 0.5 else "black",
-            )
-    axes.set(
-        xlabel="predicted class",
-        ylabel="true class",
-        title=f"Confusion matrix ({np.trace(matrix)} of {matrix.sum()} right)",
-    )
-    figure.colorbar(heatmap, ax=axes, label="share of the true class", shrink=0.8)
+def percent(share: float) -> str:
+    """Returns a share for a caption; one close to 0 or 1 is not said to be 0% or 100%."""
+    return "<1%" if 0 < share < 0.005 else ">99%" if 0.995 < share < 1 else f"{share:.0%}"
 
 
 def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -287,12 +174,12 @@ def predictions(rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]
         grid = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 2))
         for (pixels, name, classes), (left, right) in zip(rows, grid, strict=True):
             left.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-            left.set_title(_short(name, 30), fontsize=8)
+            left.set_title(short(name, 30), fontsize=8)
             left.axis("off")
             shares = [100 * share for _, share in classes]
             bars = right.barh(range(len(classes)), shares, color=BLUE)
             right.bar_label(bars, [f"{share:.1f}" for share in shares], padding=3, fontsize=8)
-            right.set_yticks(range(len(classes)), [_short(label, 30) for label, _ in classes], fontsize=8)
+            right.set_yticks(range(len(classes)), [short(label, 30) for label, _ in classes], fontsize=8)
             right.set_xlim(0, 112)
             right.invert_yaxis()
             tidy(right)

@@ -5,18 +5,9 @@ from typing import Any
 
 from experiments.studies import networks
 from experiments.study import Judge, Judgement, Outcomes, Table, evidence, finite, spread
-from experiments.study.figures import (
-    BELOW,
-    dots,
-    errorbars,
-    finish,
-    fixed_ticks,
-    heatmap,
-    log_axis,
-    number_ticks,
-    percent_axis,
-)
+from experiments.study.figures import BELOW, dots, errorbars, finish, fixed_ticks, heatmap, number_ticks, percent_axis
 from experiments.study.tables import table_by
+from models.analysis.axes import logarithmic
 from models.analysis.palette import BLUE, RED
 
 PATCHES, CONVOLUTIONS = STEMS = ("ViT_P", "ViT_C")
@@ -182,7 +173,7 @@ def draw_distributions(outcomes: Outcomes, figure: Any) -> None:
             left.step(x, y, style, where="post", color=COLORS[stem], label=f"{stem}, {NAMES[optimizer]}")
         errors = _by_length(outcomes, stem)
         errorbars(right, errors, list(errors.values()), color=COLORS[stem], label=stem)
-    log_axis(right.xaxis)
+    logarithmic(right, "x")
     fixed_ticks(right.xaxis, _by_length(outcomes, PATCHES))
     ylabel = "settings with at most this error (%)"
     finish(left, legend=BELOW, xlabel="test error (%)", ylabel=ylabel, title="learning rates and weight decays")

@@ -1,7 +1,6 @@
 """Pictures of the study of compression."""
 
 import collections
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +17,11 @@ from experiments.study.figures import (
     fixed_ticks,
     legend_below,
     lines_by,
-    log_axis,
     number_ticks,
     panels_by,
     percent_axis,
 )
+from models.analysis.axes import logarithmic
 from models.analysis.palette import BLUE, BROWN, CYAN, GRAY, GREEN, LIGHT_BLUE, PINK, RED, YELLOW
 from train.plots.figures import sensitivity_lines
 
@@ -56,7 +55,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
             runs = [curve_at(outcomes, decay, how, s) for s in sparsities]
             label = f"{decay}, {how if how != 'cut' else 'without retraining'}"
             errorbars(axes, [1 - s for s in sparsities], runs, linestyle=style, color=color, label=label)
-    log_axis(axes.xaxis)
+    logarithmic(axes, "x")
     axes.invert_xaxis()
     fixed_ticks(axes.xaxis, [1 - s for s in ticks], [f"{100 * (1 - s):.3g}" for s in ticks])
     finish(axes, xlabel="weights that are kept (%)")
@@ -75,7 +74,7 @@ def draw_bits(outcomes: Outcomes, figure: Any) -> None:
         seeds = [_best(points) if method == "both" else points for points in seeds]
         style = {"marker": None if method == "both" else ".", "color": color, "alpha": 0.8, "linewidth": 1.2}
         lines_by(axes, map(_lists, seeds), f"{method}, best" if method == "both" else method, **style)
-    log_axis(axes.xaxis)
+    logarithmic(axes, "x")
     finish(axes, xlabel="times smaller than float32")
     percent_axis(axes, outcomes)
     legend_below(figure, axes)

@@ -14,11 +14,11 @@ from experiments.study.figures import (
     finish,
     fixed_ticks,
     legend_below,
-    log_axis,
     number_ticks,
     panels_by,
     percent_axis,
 )
+from models.analysis.axes import logarithmic
 from models.analysis.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
 TOLERANCE = 0.05  # largest allowed difference of costs: the costliest over the cheapest, minus 1
@@ -222,7 +222,7 @@ def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
         groups = [group for _, group in outcomes.where(set="sizes", network=family).groups("size")]
         x = [max(finite(group.values("parameters")), default=0) for group in groups]
         errorbars(axes, x, [group.values("accuracy") for group in groups], color=color, label=family)
-    log_axis(axes.xaxis)
+    logarithmic(axes, "x")
     finish(axes, xlabel="parameters")
     percent_axis(axes, outcomes)
     legend_below(figure, axes)
@@ -258,8 +258,8 @@ def draw_step_time(outcomes: Outcomes, figure: Any) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), marker, color=color, markersize=6, alpha=0.85, label=label)
     first = timed[0].measured["step_time"]
-    log_axis(axes.xaxis)
-    log_axis(axes.yaxis)
+    logarithmic(axes, "x")
+    logarithmic(axes, "y")
     ylabel = f"training step of {first['images']} images (ms)"
     finish(axes, title=first["device"], xlabel="mult-adds of one image, forward", ylabel=ylabel)
     figure.legend(loc="outside right center")

@@ -9,18 +9,10 @@ from typing import Any
 from matplotlib import colormaps
 
 from experiments.study import Judge, Outcomes, Table, evidence
-from experiments.study.figures import (
-    curves,
-    errorbars,
-    finish,
-    fixed_ticks,
-    legend_below,
-    lines_by,
-    log_axis,
-    percent_axis,
-)
+from experiments.study.figures import curves, errorbars, finish, fixed_ticks, legend_below, lines_by, percent_axis
 from experiments.study.tables import accuracy, table_by
 from experiments.study.verdicts import Judgement, deviation, listed, mean, more, spread
+from models.analysis.axes import logarithmic
 from models.analysis.palette import BLUE, CYAN, GRAY, RED
 
 NATS = 0.01  # smallest difference of training losses that matters
@@ -239,7 +231,7 @@ def draw_depth(outcomes: Outcomes, figure: Any) -> None:
         groups = [_end(outcomes, network, depth=depth) for depth in depths]
         errorbars(left, depths, [group.values("accuracy") for group in groups], color=color, label=network)
         errorbars(right, depths, [group.final_losses() for group in groups], 1, color=color, label=network)
-    log_axis(right.yaxis)
+    logarithmic(right, "y")
     for axes in (left, right):
         fixed_ticks(axes.xaxis, depths)
         finish(axes, xlabel="layers")
@@ -258,7 +250,7 @@ def draw_training(outcomes: Outcomes, figure: Any) -> None:
             group = _end(outcomes, network, depth=depth)
             curves(axes, group, "train", "loss", f"{depth} layers", color=color, linewidth=1.0, alpha=0.8)
         finish(axes, title=network, xlabel="step")
-    log_axis(panels[0].yaxis)
+    logarithmic(panels[0], "y")
     panels[0].set_ylabel("training loss (nats)")
     legend_below(figure, *panels)
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.study import Judge, Outcomes, Table, evidence
-from experiments.study.figures import errorbars, finish, fixed_ticks, legend_below, log_axis, number_ticks, percent_axis
+from experiments.study.figures import errorbars, finish, fixed_ticks, legend_below, number_ticks, percent_axis
 from experiments.study.tables import accuracy, table_by
 from experiments.study.verdicts import Judgement, finite, listed, more, spread
+from models.analysis.axes import logarithmic
 from models.analysis.palette import BLUE, CYAN, GRAY, GREEN, LIGHT_BLUE, RED, YELLOW
 
 SIZES = (32, 16, 8, 4, 2)  # numbers of images that are normalized together, as if on one GPU
@@ -210,7 +211,7 @@ def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
     }
     errorbars(right, by_groups, list(by_groups.values()), color=COLORS["GN"])
     for axes, ticks in ((left, SIZES), (right, list(by_groups))):
-        log_axis(axes.xaxis)
+        logarithmic(axes, "x")
         fixed_ticks(axes.xaxis, ticks)
     left.invert_xaxis()
     finish(left, xlabel="images that are normalized together")
@@ -256,8 +257,8 @@ def draw_smoothness(outcomes: Outcomes, figure: Any) -> None:
             panels[2].plot([x] * len(values), values, "o", color=COLORS[norm], alpha=0.5, markeredgewidth=0)
     names = ("loss (nats)", "change of the gradient (L2 norm)", "largest change of the gradient / distance")
     for axes, name in zip(panels, names, strict=True):
-        log_axis(axes.xaxis)
-        log_axis(axes.yaxis)
+        logarithmic(axes, "x")
+        logarithmic(axes, "y")
         fixed_ticks(axes.xaxis, POINTS)
         finish(axes, xlabel="epochs of training", ylabel=name)
     legend_below(figure, panels[2])

@@ -16,9 +16,10 @@ from typing import Any
 
 from experiments.studies.translation.measures import attention
 from experiments.study import Claim, Judge, Outcomes, Picture, Study, Table, Trial, evidence, recipe
-from experiments.study.figures import finish, history_band, legend_below, log_axis, percent_axis
+from experiments.study.figures import finish, history_band, legend_below, percent_axis
 from experiments.study.tables import accuracy, count_of, of_summary, table_by
 from experiments.study.verdicts import Judgement, missing, spread
+from models.analysis.axes import logarithmic
 from models.analysis.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 from models.errors import UserError
 from train.plots.figures import draw_attention
@@ -153,7 +154,7 @@ def _draw_curves(outcomes: Outcomes, figure: Any) -> None:
         for (network,), group in outcomes.groups("network"):
             history_band(axes, group, "test", name, scale, color=COLORS[network], label=network)
         finish(axes, xlabel="step")
-    log_axis(left.yaxis)
+    logarithmic(left, "y")
     left.set_ylabel("loss on the test split (nats per token)")
     percent_axis(right, outcomes, "correct tokens (%)")
     legend_below(figure, right, ncols=4)
@@ -239,8 +240,8 @@ STUDY = Study(
         ),
         Picture(
             "curves",
-            "Loss and accuracy per token on the test split, given the reference up to that token; mean over seeds, in a "
-            "band of one standard deviation.",
+            "Loss and accuracy per token on the test split, given the reference up to that token; mean over seeds, in "
+            "a band of one standard deviation.",
             _draw_curves,
             (10.0, 4.6),
         ),
