@@ -42,7 +42,7 @@ def test_images(outcomes: Outcomes) -> int:
 def percent_axis(axes: Axes, outcomes: Outcomes, label: str = "test accuracy (%)") -> None:
     """Labels the vertical axis of what has been drawn in percent, and fits it by `percent_limits`."""
     shared = axes.get_shared_y_axes().get_siblings(axes)
-    ends = [end for one in shared if one.has_data() for end in one.dataLim.intervaly]
+    ends = [min(max(end, 0), 100) for one in shared if one.has_data() for end in one.dataLim.intervaly]
     axes.set_ylabel(label)
     axes.set_ylim(percent_limits(ends, test_images(outcomes)))
     whole_percent(axes)

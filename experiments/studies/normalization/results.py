@@ -249,7 +249,7 @@ def draw_smoothness(outcomes: Outcomes, figure: Any) -> None:
             for run, place in zip(runs, range(i * len(runs), 2 * len(runs)), strict=False):
                 (x,) = _beside([epochs], place, 2 * len(runs))
                 for axes, values in ((panels[0], run["loss"]), (panels[1], run["change"])):
-                    axes.vlines(x, min(values), max(values), color=COLORS[norm], linewidth=1.5)
+                    axes.vlines(x, min(values), max(values), color=COLORS[norm], linewidth=2, capstyle="round")
         runs = [finite(_along(outcomes, norm, epochs, "smoothness")) for epochs in POINTS]
         means = [(x, statistics.geometric_mean(v)) for x, v in zip(POINTS, runs, strict=True) if v]
         panels[2].plot(*(zip(*means, strict=True) if means else ([], [])), color=COLORS[norm], label=norm)
