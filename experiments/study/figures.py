@@ -83,13 +83,23 @@ def lines_by(axes: Axes, runs: Iterable[tuple[Any, Any]], label: str, *style: st
 
 
 def errorbars(
-    axes: Axes, x: Iterable[float], runs: Sequence[Sequence[float]], scale: float = 100, **style: Any
+    axes: Axes,
+    places: Iterable[float],
+    runs: Sequence[Sequence[float]],
+    scale: float = 100,
+    sideways: bool = False,
+    **style: Any,
 ) -> None:
-    """Draws mean and standard deviation of the finite values at each x; in percent if `scale` is 100."""
-    points = [(at, [scale * v for v in good]) for at, run in zip(x, runs, strict=True) if (good := finite(run))]
+    """Draws mean and standard deviation of the finite values at each place; in percent if `scale` is 100.
+
+    Places are on the horizontal axis; if `sideways`, on the vertical one.
+    """
+    points = [(at, [scale * v for v in good]) for at, run in zip(places, runs, strict=True) if (good := finite(run))]
     if points:
+        at = [place for place, _ in points]
         means, deviations = ([function(v) for _, v in points] for function in (statistics.mean, deviation))
-        axes.errorbar([at for at, _ in points], means, deviations, **{"marker": "o", **style})
+        x, y = (means, at) if sideways else (at, means)
+        axes.errorbar(x, y, **{"xerr" if sideways else "yerr": deviations, "marker": "o", **style})
 
 
 def band(axes: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], scale: float = 100, **style: Any) -> None:
