@@ -7,11 +7,13 @@ from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from experiments.studies.adaptive.results import WITH_EXITS, accuracies, curve_of, first_seed, name_of, values_of
 from experiments.studies.measures import from_png
 from experiments.study import Outcome, Outcomes, deviation, finite, mean
 from experiments.study.figures import BELOW, band, finish, fixed_ticks, percent_axis
+from models.analysis.cost import short
 from models.analysis.palette import BLUE, GRAY, GREEN, PURPLE, RED, YELLOW
 from train.plots import figures
 
@@ -28,7 +30,7 @@ COLORS = {
 def _draw_points(axes: Axes, points: Sequence[tuple[Sequence[float], Sequence[float]]], **style: Any) -> None:
     """Draws means and standard deviations of (costs, accuracies) of each group, joined by a line."""
     groups = [(finite(costs), finite(rates)) for costs, rates in points]
-    groups = [([cost / 1e6 for cost in costs], [100 * a for a in rates]) for costs, rates in groups if costs and rates]
+    groups = [(costs, [100 * a for a in rates]) for costs, rates in groups if costs and rates]
     if groups:
         x, y = zip(*groups, strict=True)
         spreads = {"xerr": list(map(deviation, x)), "yerr": list(map(deviation, y))}
@@ -46,7 +48,8 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
     _draw_deciding(left, outcomes)
     _draw_exits(right, outcomes)
     for axes, title in ((left, "networks that skip blocks"), (right, "networks with exits")):
-        finish(axes, legend=BELOW, xlabel="mult-adds on average (millions)", title=title)
+        finish(axes, legend=BELOW, xlabel="mult-adds on average", title=title)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     percent_axis(left, outcomes)
 
 
@@ -71,7 +74,7 @@ def _draw_exits(axes: Axes, outcomes: Outcomes) -> None:
             curves = [curve_of(outcome, batch) for outcome in of_method]
             costs, rates = ([[point[i] for point in curve] for curve in curves] for i in (0, 1))
             if batch:
-                x = [mean(same) / 1e6 for same in zip(*costs, strict=True)]
+                x = [mean(same) for same in zip(*costs, strict=True)]
                 band(axes, x, rates, color=color, label=f"{method}, {name}")
             else:
                 pairs = list(zip(zip(*costs, strict=True), zip(*rates, strict=True), strict=True))
@@ -112,8 +115,9 @@ def _draw_left(axes: Axes, seeds: Sequence[Sequence[dict[str, Any]]]) -> None:
         color = colormaps["viridis"](k / max(1, exits - 1))
         axes.bar(range(len(budgets)), shares, 0.8, bottom=bottoms, label=f"exit {k + 1}", color=color)
         bottoms = [a + b for a, b in zip(bottoms, shares, strict=True)]
-    fixed_ticks(axes.xaxis, range(len(budgets)), [f"{same[0]['budget'] / 1e6:.2g}" for same in budgets])
-    xlabel = "budget for the average image (millions of mult-adds)"
+    names = [short(float(f"{same[0]['budget']:.2g}")).replace(" ", "") for same in budgets]
+    fixed_ticks(axes.xaxis, range(len(budgets)), names)
+    xlabel = "budget for the average image (mult-adds)"
     legend = {**BELOW, "ncols": max(exits, 1), "columnspacing": 0.8}
     finish(axes, legend=legend, title="MSDNet", xlabel=xlabel, ylabel="images that leave at the exit (%)")
 

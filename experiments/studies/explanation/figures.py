@@ -50,6 +50,7 @@ def _panel(name: str, picture: str | None) -> overlays.Panel | None:
         return None
     values, silent = from_png(picture) / 255, " "  # the caption says what the colors mean; columns are narrow here
     if name in catalogue.SIGNED:  # gray is 0
+        values = values if values.ndim == 3 else values[..., None]
         return overlays.Panel(values - 0.5, signed=True, means=silent)
     return overlays.Panel(values, over=name in catalogue.MAPS, means=silent)
 
@@ -121,7 +122,7 @@ def draw_effective(outcomes: Outcomes, figure: Any) -> None:
     for line, when in zip(grid, ("before", "after"), strict=True):
         for axes, outcome in zip(line, measured, strict=True):
             field, network = outcome.measured["effective"], outcome.labels["network"]
-            heat = 100 * from_png(field[when]["map"]) / 255
+            heat = from_png(field[when]["map"]) / 2.55
             image_artist = axes.imshow(heat, cmap="gray", vmin=0, vmax=100, interpolation="nearest")
             if field["box"]:  # within the canvas
                 overlays.draw_box(axes, np.clip(field["box"], 0, [*heat.shape, *heat.shape]))
