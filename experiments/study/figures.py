@@ -36,7 +36,9 @@ def finish(
 
 def test_images(outcomes: Outcomes) -> int:
     """Returns the number of images of the smallest test set; 0 if it is unknown."""
-    return min((o.summary["test_examples"] for o in outcomes.all() if "test_examples" in (o.summary or {})), default=0)
+    return min(
+        (o.summary["test_examples"] for o in outcomes.all() if o.summary and "test_examples" in o.summary), default=0
+    )
 
 
 def percent_axis(axes: Axes, outcomes: Outcomes, label: str = "test accuracy (%)") -> None:

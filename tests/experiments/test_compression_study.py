@@ -113,7 +113,7 @@ def test_claims_tables_and_pictures(outcomes, tmp_path):
 def test_layers_are_drawn_from_the_image_to_the_logits():
     """A ledger has their names in alphabetical order, so the head comes before all others."""
     curve = {"sparsity": [0.0, 0.5], "accuracy": [1.0, 0.5]}
-    layers = {name: curve for name in ("head/kernel", "stage1/conv1/kernel", "stage2/conv1/kernel", "stem_conv/kernel")}
+    layers = dict.fromkeys(("head/kernel", "stage1/conv1/kernel", "stage2/conv1/kernel", "stem_conv/kernel"), curve)
     labels = {"part": "stages", "network": "ResNet-20", "stage": "dense", "seed": 0}
     figure = Figure()
     outcomes = Outcomes([Outcome(labels, None, None, {}, {"sensitivity": {"layers": layers}})])

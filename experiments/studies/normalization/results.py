@@ -231,7 +231,11 @@ def draw_gap(outcomes: Outcomes, figure: Any) -> None:
     panels = figure.subplots(1, len(norms), sharey=True)
     for axes, norm in zip(panels, norms, strict=True):
         for i, (mode, (label, color)) in enumerate(MODES.items()):
-            style = {"linestyle": "", "marker": "s" if label.startswith("test") else "o", "color": color}
+            style: dict[str, Any] = {
+                "linestyle": "",
+                "marker": "s" if label.startswith("test") else "o",
+                "color": color,
+            }
             x = [at + 0.7 * ((i + 0.5) / len(MODES) - 0.5) for at in range(len(SIZES))]
             errorbars(axes, x, [_gaps(outcomes, norm, n, mode) for n in SIZES], label=label, **style)
         number_ticks(axes, SIZES)
