@@ -34,7 +34,7 @@ def finish(
         axes.legend(**legend)
 
 
-def test_images(outcomes: Outcomes) -> int:
+def count_of_images(outcomes: Outcomes) -> int:
     """Returns the number of images of the smallest test set; 0 if it is unknown."""
     return min(
         (o.summary["test_examples"] for o in outcomes.all() if o.summary and "test_examples" in o.summary), default=0
@@ -46,7 +46,7 @@ def percent_axis(axes: Axes, outcomes: Outcomes, label: str = "test accuracy (%)
     shared = axes.get_shared_y_axes().get_siblings(axes)
     ends = [min(max(end, 0), 100) for one in shared if one.has_data() for end in one.dataLim.intervaly]
     axes.set_ylabel(label)
-    axes.set_ylim(percent_limits(ends, test_images(outcomes)))
+    axes.set_ylim(percent_limits(ends, count_of_images(outcomes)))
     whole_percent(axes)
 
 

@@ -116,7 +116,7 @@ def _draw_left(axes: Axes, seeds: Sequence[Sequence[dict[str, Any]]]) -> None:
         axes.bar(range(len(budgets)), shares, 0.8, bottom=bottoms, label=f"exit {k + 1}", color=color)
         bottoms = [a + b for a, b in zip(bottoms, shares, strict=True)]
     names = [short(float(f"{same[0]['budget']:.2g}")).replace(" ", "") for same in budgets]
-    fixed_ticks(axes.xaxis, range(len(budgets)), names)
+    fixed_ticks(axes.xaxis, range(0, len(budgets), 2), names[::2])
     xlabel = "budget for the average image (mult-adds)"
     legend = {**BELOW, "ncols": max(exits, 1), "columnspacing": 0.8}
     finish(axes, legend=legend, title="MSDNet", xlabel=xlabel, ylabel="images that leave at the exit (%)")

@@ -7,6 +7,7 @@ from experiments.studies.transfer.results import axes_of_grid, counts_of, logist
 from experiments.study import Outcomes, mean, spread
 from experiments.study.figures import (
     bars_by,
+    count_of_images,
     errorbars,
     finish,
     heatmap,
@@ -15,7 +16,6 @@ from experiments.study.figures import (
     number_ticks,
     panels_by,
     percent_axis,
-    test_images,
 )
 from models.analysis.axes import percent_limits
 from models.analysis.palette import BLUE, COLORS, GRAY, RED, YELLOW
@@ -68,7 +68,8 @@ def draw_grid(outcomes: Outcomes, figure: Any) -> None:
         return
     runs = [[on_grid(outcomes, width, share) for share in shares] for width in widths]
     means = [[100 * mean(values) for values in line] for line in runs]
-    low, high = percent_limits([value for line in means for value in line], test_images(outcomes.where(part="grid")))
+    images = count_of_images(outcomes.where(part="grid"))
+    low, high = percent_limits([value for line in means for value in line], images)
     image = heatmap(
         axes,
         means,
