@@ -1,16 +1,24 @@
 """Drawings that several studies share, on matplotlib axes."""
 
+import collections
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import NullLocator
 
 from experiments.study import Outcomes
-from experiments.study.verdicts import deviation, finite
+from experiments.study.verdicts import deviation, finite, mean
+from models.analysis.axes import percent_limits, whole_percent
+from models.analysis.palette import BLACK
 from train.plots.figures import tidy
+
+# A legend below its axes, where it covers no data
+BELOW: Mapping[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
 
 
 def finish(
@@ -26,17 +34,40 @@ def finish(
         axes.legend(**legend)
 
 
-def legend_below(figure: Figure | SubFigure, axes: Axes, ncols: int = 0, **options: Any) -> None:
-    """Puts one legend below all panels, with the labels of `axes`, in one row unless `ncols` is set."""
-    handles, names = axes.get_legend_handles_labels()
-    options = {"ncols": ncols or len(names), **options}
-    if handles:
-        figure.legend(handles, names, loc="outside lower center", **options)
+def count_of_images(outcomes: Outcomes) -> int:
+    """Returns the number of images of the smallest test set; 0 if it is unknown."""
+    return min(
+        (o.summary["test_examples"] for o in outcomes.all() if o.summary and "test_examples" in o.summary), default=0
+    )
 
 
-def number_ticks(axes: Axes, names: Sequence[Any], **style: Any) -> None:
+def percent_axis(axes: Axes, outcomes: Outcomes, label: str = "test accuracy (%)") -> None:
+    """Labels the vertical axis of what has been drawn in percent, and fits it by `percent_limits`."""
+    shared = axes.get_shared_y_axes().get_siblings(axes)
+    ends = [min(max(end, 0), 100) for one in shared if one.has_data() for end in one.dataLim.intervaly]
+    axes.set_ylabel(label)
+    axes.set_ylim(percent_limits(ends, count_of_images(outcomes)))
+    whole_percent(axes)
+
+
+def fixed_ticks(axis: Axis, values: Iterable[float], names: Iterable[Any] | None = None) -> None:
+    """Writes names, or the values themselves, at these values of an axis, and nothing elsewhere."""
+    values = list(values)
+    axis.set_ticks(values, [str(name) for name in (values if names is None else names)])
+    axis.set_minor_locator(NullLocator())
+
+
+def number_ticks(axes: Axes, names: Sequence[Any]) -> None:
     """Writes names at 0, 1, … on the horizontal axis."""
-    axes.set_xticks(range(len(names)), [str(name) for name in names], **style)
+    fixed_ticks(axes.xaxis, range(len(names)), names)
+
+
+def legend_below(figure: Figure | SubFigure, *panels: Axes, ncols: int = 0, **options: Any) -> None:
+    """Puts one legend below all panels, with the labels of `panels`, in one row unless `ncols` is set."""
+    handles = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if handles:
+        options = {"loc": "outside lower center", "ncols": ncols or len(handles), **options}
+        figure.legend(handles.values(), handles.keys(), **options)
 
 
 def curves(
@@ -54,14 +85,39 @@ def lines_by(axes: Axes, runs: Iterable[tuple[Any, Any]], label: str, *style: st
 
 
 def errorbars(
-    axes: Axes, x: Iterable[float], runs: Sequence[Sequence[float]], scale: float = 100, **style: Any
+    axes: Axes,
+    places: Iterable[float],
+    runs: Sequence[Sequence[float]],
+    scale: float = 100,
+    sideways: bool = False,
+    **style: Any,
 ) -> None:
-    """Draws mean and standard deviation of the finite values at each x; in percent if `scale` is 100."""
-    points = [(at, [scale * v for v in good]) for at, run in zip(x, runs, strict=True) if (good := finite(run))]
+    """Draws mean and standard deviation of the finite values at each place; in percent if `scale` is 100.
+
+    Places are on the horizontal axis; if `sideways`, on the vertical one.
+    """
+    points = [(at, [scale * v for v in good]) for at, run in zip(places, runs, strict=True) if (good := finite(run))]
     if points:
+        at = [place for place, _ in points]
         means, deviations = ([function(v) for _, v in points] for function in (statistics.mean, deviation))
-        style = {"marker": "o", "markersize": 4, "capsize": 3, "linewidth": 1.4, **style}
-        axes.errorbar([at for at, _ in points], means, deviations, **style)
+        x, y = (means, at) if sideways else (at, means)
+        axes.errorbar(x, y, **{"xerr" if sideways else "yerr": deviations, "marker": "o", **style})
+
+
+def band(axes: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], scale: float = 100, **style: Any) -> None:
+    """Draws the mean of curves, one curve per run over the same x, in a band of one standard deviation."""
+    if runs:
+        columns = [[scale * value for value in column] for column in zip(*runs, strict=True)]
+        (line,) = axes.plot(x, [mean(column) for column in columns], **style)
+        low, high = ([mean(column) + sign * deviation(column) for column in columns] for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def history_band(axes: Axes, outcomes: Iterable[Any], split: str, metric: str, scale: float, **style: Any) -> None:
+    """Draws a metric against the step as a `band`, over the runs that ended."""
+    histories = [outcome.history[split] for outcome in outcomes if outcome.summary and split in outcome.history]
+    if histories:
+        band(axes, histories[0]["step"], [history[metric] for history in histories], scale, **style)
 
 
 def bars_by(
@@ -88,12 +144,16 @@ def bars_by(
         )
 
 
-def dots(axes: Axes, x: float, values: Sequence[float], color: str, half: float, line: Mapping[str, Any]) -> None:
-    """Draws each value in percent at x, and their mean as a line of half width `half`."""
+def dots(axes: Axes, x: float, values: Sequence[float], color: str, half: float = 0.3) -> None:
+    """Draws each value in percent around x, equal ones side by side, and their mean as a line of half width `half`."""
     points = [100 * value for value in finite(values)]
-    axes.plot([x] * len(points), points, "o", color=color, alpha=0.6)
+    counts = collections.Counter(round(point, 6) for point in points)
+    step = min(0.09, 2 * half / max(counts.values(), default=1))
+    for point, count in counts.items():
+        places = [x + (i - (count - 1) / 2) * step for i in range(count)]
+        axes.plot(places, [point] * count, "o", color=color, alpha=0.65, markeredgewidth=0)
     if points:
-        axes.hlines(statistics.mean(points), x - half, x + half, **line)
+        axes.hlines(statistics.mean(points), x - half, x + half, color=BLACK, linewidth=1.5)
 
 
 def heatmap(
@@ -102,29 +162,21 @@ def heatmap(
     rows: Sequence[str],
     columns: Sequence[str],
     dark: Callable[[float], bool],
-    fontsize: float | None = None,
     digits: int = 1,
+    texts: Sequence[Sequence[str]] | None = None,
     **style: Any,
 ) -> AxesImage:
-    """Draws a heat map with its numbers, white where `dark(value)`, and returns it for a colorbar."""
+    """Draws a heat map with its numbers, or `texts`, white where `dark(value)`; returns it for a colorbar."""
     heat = axes.imshow(image, aspect="auto", origin="lower", **style)
     for y, row in enumerate(image):
         for x, value in enumerate(row):
-            color = "white" if dark(value) else "black"
-            axes.text(x, y, f"{value:.{digits}f}", ha="center", va="center", fontsize=fontsize, color=color)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+            text = texts[y][x] if texts else f"{value:.{digits}f}"
+            axes.text(x, y, text, ha="center", va="center", color="white" if dark(value) else "black")
+    fixed_ticks(axes.xaxis, range(len(columns)), columns)
+    fixed_ticks(axes.yaxis, range(len(rows)), rows)
     return heat
 
 
 def panels_by(figure: Figure | SubFigure, count: int, **options: Any) -> list[Axes]:
     """Returns the panels of one row: `count` of them, but at least one."""
     return list(figure.subplots(1, max(count, 1), squeeze=False, **options)[0])
-
-
-def mean_line(outcomes: Outcomes, split: str, metric: str) -> tuple[list[float], list[float]] | None:
-    """Returns the steps and the metric's mean over runs; None if every run diverged."""
-    histories = [outcome.history[split] for outcome in outcomes if outcome.summary]
-    if not histories:
-        return None
-    return histories[0]["step"], [statistics.mean(v) for v in zip(*(h[metric] for h in histories), strict=True)]

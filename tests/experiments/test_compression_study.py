@@ -7,11 +7,12 @@ from matplotlib.figure import Figure
 
 from configs import pruning as config
 from experiments.bench import smaller, timing
-from experiments.studies.compression import results
+from experiments.studies.compression import figures, results
 from experiments.studies.compression import study as compression
 from experiments.study import Outcome, Outcomes, engines, launch, ledger, verdicts
+from models.analysis import drawing
 from models.compress import file, packed
-from tests import tiny
+from tests import pictures, tiny
 from train import loop
 from train.run import build_run
 from train.setup import spec
@@ -73,7 +74,7 @@ def test_every_stage_is_measured(outcomes):
     accuracies = (whole.measured["cut"][0], whole.measured["bits"][0]["accuracy"])
     assert accuracies == pytest.approx([whole.summary["accuracy"]] * 2)
     assert whole.measured["bits"][1]["ratio"] > whole.measured["bits"][-1]["ratio"] > 2
-    assert list(whole.measured["sensitivity"]["layers"]) == ["hidden1/kernel", "hidden2/kernel", "head/kernel"]
+    assert set(whole.measured["sensitivity"]["layers"]) == {"hidden1/kernel", "hidden2/kernel", "head/kernel"}
     filters = outcomes.where(part="filters", seed=0)[0].measured["stored"]
     assert filters["parameters"] == 64 * 21 + 21 + 21 * 20 + 20 + 210 < whole.summary["parameters"]
 
@@ -103,10 +104,22 @@ def test_claims_tables_and_pictures(outcomes, tmp_path):
     for table in table_of.values():
         assert all(len(row) == len(table.columns) for row in table.rows), table.title
     for picture in compression.STUDY.pictures:
-        figure = Figure(figsize=picture.size, layout="constrained")
-        picture.draw(outcomes, figure)
-        figure.savefig(tmp_path / "picture.png")
+        with drawing.figure(tmp_path / "picture.png", picture.size) as figure:
+            picture.draw(outcomes, figure)
         assert any(axes.lines or axes.patches for axes in figure.axes), picture.name
+        assert not pictures.collisions(figure), picture.name
+
+
+def test_layers_are_drawn_from_the_image_to_the_logits():
+    """A ledger has their names in alphabetical order, so the head comes before all others."""
+    curve = {"sparsity": [0.0, 0.5], "accuracy": [1.0, 0.5]}
+    layers = dict.fromkeys(("head/kernel", "stage1/conv1/kernel", "stage2/conv1/kernel", "stem_conv/kernel"), curve)
+    labels = {"part": "stages", "network": "ResNet-20", "stage": "dense", "seed": 0}
+    figure = Figure()
+    outcomes = Outcomes([Outcome(labels, None, None, {}, {"sensitivity": {"layers": layers}})])
+    figures.draw_sensitivity(outcomes, figure)
+    drawn = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert drawn == ["stem_conv", "stage1/conv1", "stage2/conv1", "head"]
 
 
 @pytest.mark.parametrize("scale", ["digits", "cifar10"])

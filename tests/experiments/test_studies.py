@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import models
 from experiments import study
 from experiments.studies import measures
 from experiments.studies.initialization.measures import signal
-from experiments.study import AGREES, DISAGREES, TOO_SMALL, evidence, sequential, trials
-from tests import tiny
+from experiments.study import AGREES, DISAGREES, TOO_SMALL, evidence, figures, sequential, trials
+from models.analysis import axes as percent
+from models.analysis import drawing
+from tests import pictures, tiny
 from tests.experiments.worlds import INITIALS, SEEDS, WITHOUT_TRAINING, WORLDS, diverged, planned
 from train.run import build_run
 
@@ -101,16 +104,41 @@ DRAWN = [case for case in WORLDS if case[1] in ("as published", "grammar", "digi
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("case", DRAWN, ids=" ".join)
-def test_tables_and_pictures(case, change):
+def test_tables_and_pictures(case, change, tmp_path):
     description, outcomes = study.module(case[0]).STUDY, CHANGES[change](outcomes_of(case))
     for table in description.tables(outcomes):
         assert {len(row) for row in table.rows} <= {len(table.columns)}, table.title
         assert table.rows or change != "whole", table.title
     for picture in description.pictures:
-        figure = Figure(figsize=picture.size, layout="constrained")
-        picture.draw(outcomes, figure)
-        figure.draw_without_rendering()
-        assert change != "whole" or any(axes.has_data() or axes.texts for axes in figure.axes), picture.name
+        with drawing.figure(tmp_path / "x.png", picture.size) as figure:
+            picture.draw(outcomes, figure)
+        if change == "whole":
+            assert any(axes.has_data() or axes.texts for axes in figure.axes), picture.name
+            assert not unfit(figure), picture.name
+
+
+def unfit(figure):
+    """Returns what makes a figure unfit for a paper: texts that collide or are small, wide paper, tight percent."""
+    faults = pictures.collisions(figure)
+    if not 6 <= figure.get_figwidth() <= 11:
+        faults.append(f"{figure.get_figwidth()} inches wide")
+    faults += [text.get_text() for text in figure.findobj(Text) if text.get_text().strip() and text.get_fontsize() < 8]
+    faults += [
+        f"{axes.get_ylabel()}: {axes.get_ylim()}"
+        for axes in figure.axes
+        if "(%)" in axes.get_ylabel() and np.ptp(axes.get_ylim()) < percent.POINTS
+    ]
+    return faults
+
+
+def test_twenty_images_fill_an_axis_in_percent():
+    trial = study.Outcome({"seed": 0}, {"accuracy": 0.99, "test_examples": 360}, None, {}, {})
+    outcomes = study.Outcomes([trial, trial._replace(summary={**trial.summary, "accuracy": 0.9927})])
+    axes = Figure().subplots()
+    figures.errorbars(axes, range(2), [[0.99], [0.9927]])
+    figures.percent_axis(axes, outcomes)
+    low, high = axes.get_ylim()
+    assert high - low > 100 * 20 / 360 > 5 and low < 99 and high < 100.5
 
 
 @pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in WORLDS))

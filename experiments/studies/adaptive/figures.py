@@ -1,135 +1,187 @@
 """Pictures of the study of adaptive inference."""
 
-import math
+import itertools
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from experiments.studies.adaptive.results import WITH_EXITS, accuracies, curve_of, first_seed, name_of, values_of
 from experiments.studies.measures import from_png
-from experiments.study import Outcomes
-from experiments.study.figures import finish, panels_by
-from models.analysis.palette import BLUE, GRAY, RED, YELLOW
+from experiments.study import Outcome, Outcomes, deviation, finite, mean
+from experiments.study.figures import BELOW, band, finish, fixed_ticks, percent_axis
+from models.analysis.cost import short
+from models.analysis.palette import BLUE, GRAY, GREEN, PURPLE, RED, YELLOW
 from train.plots import figures
 
 COLORS = {
     "ResNet": GRAY,
     "ConvNet-AIG": BLUE,
     "BlockDrop": RED,
-    "policy alone": "#e8a08c",
-    "MSDNet": BLUE,
+    "policy alone": PURPLE,
+    "MSDNet": GREEN,
     "ResNet with exits": YELLOW,
 }
 
 
-def _point(outcomes: Outcomes, costs: Sequence[float], rates: Sequence[float]) -> tuple[float, float] | None:
-    good = [(c, a) for c, a in zip(costs, rates, strict=True) if math.isfinite(c) and math.isfinite(a)]
-    if not good:
-        return None
-    return statistics.mean(c for c, _ in good) / 1e6, 100 * statistics.mean(a for _, a in good)
+def _draw_points(axes: Axes, points: Sequence[tuple[Sequence[float], Sequence[float]]], **style: Any) -> None:
+    """Draws means and standard deviations of (costs, accuracies) of each group, joined by a line."""
+    groups = [(finite(costs), finite(rates)) for costs, rates in points]
+    groups = [(costs, [100 * a for a in rates]) for costs, rates in groups if costs and rates]
+    if groups:
+        x, y = zip(*groups, strict=True)
+        spreads = {"xerr": list(map(deviation, x)), "yerr": list(map(deviation, y))}
+        axes.errorbar(list(map(mean, x)), list(map(mean, y)), **spreads, **style)
 
 
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:
     """Draws accuracy against mult-adds."""
     left, right = figure.subplots(1, 2, sharey=True)
-    plain = {
-        depth: point
-        for (depth,), resnets in outcomes.where(method="ResNet").groups("depth")
-        if (point := _point(resnets, resnets.values("mult_adds"), resnets.values("accuracy")))
-    }
-    label, color = "ResNet-" + ", ".join(map(str, plain)), COLORS["ResNet"]
+    resnets = outcomes.where(method="ResNet")
+    points = [(group.values("mult_adds"), group.values("accuracy")) for _, group in resnets.groups("depth")]
+    depths = _ends(resnets, "depth", "depth")
     for axes in (left, right):
-        axes.plot(*zip(*plain.values(), strict=True), "s-", color=color, markersize=4, label=label)
+        _draw_points(axes, points, fmt="s-", color=COLORS["ResNet"], label=f"ResNet, {depths}")
     _draw_deciding(left, outcomes)
     _draw_exits(right, outcomes)
-    left.set_ylabel("test accuracy (%)")
-    for axes in (left, right):
-        finish(axes, legend={"fontsize": 9}, xlabel="mult-adds on average (millions)")
+    for axes, title in ((left, "networks that skip blocks"), (right, "networks with exits")):
+        finish(axes, legend=BELOW, xlabel="mult-adds on average", title=title)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    percent_axis(left, outcomes)
 
 
-def _draw_deciding(axes: Any, outcomes: Outcomes) -> None:
-    for method, label in (("ConvNet-AIG", "target"), ("BlockDrop", "penalty"), ("policy alone", "")):
-        of_method, points = outcomes.where(method=method), []
-        for value, group in (
-            [(v, of_method.where(**{label: v})) for v in of_method.distinct(label)] if label else [(None, of_method)]
-        ):
-            if point := _point(group, values_of(group, "as decided", "mult_adds"), accuracies(group)):
-                points.append(point)
-                if label:
-                    axes.annotate(f"{value:g}", point, xytext=(4, 4), textcoords="offset points", fontsize=9)
-        if points:
-            style, name = ("o-", f"{method}, by {label}") if label else ("o", method)
-            axes.plot(*zip(*points, strict=True), style, color=COLORS[method], label=name)
+def _ends(outcomes: Outcomes, label: str, name: str) -> str:
+    values = outcomes.distinct(label)
+    return f"{name} {min(values):g} to {max(values):g}" if len(values) > 1 else name
 
 
-def _draw_exits(axes: Any, outcomes: Outcomes) -> None:
+def _draw_deciding(axes: Axes, outcomes: Outcomes) -> None:
+    for method, label in (("ConvNet-AIG", "target"), ("BlockDrop", "penalty"), ("policy alone", "method")):
+        of_method = outcomes.where(method=method)
+        groups = [of_method.where(**{label: value}) for value in sorted(of_method.distinct(label))]
+        points = [(values_of(group, "as decided", "mult_adds"), accuracies(group)) for group in groups]
+        name = method if label == "method" else f"{method}, {_ends(of_method, label, label)}"
+        _draw_points(axes, points, fmt="o-", color=COLORS[method], label=name)
+
+
+def _draw_exits(axes: Axes, outcomes: Outcomes) -> None:
     for method in WITH_EXITS:
-        of_method = outcomes.where(method=method).having("leaving")
-        for batch, style, name in ((False, ".:", "each exit"), (True, ".-", "by image")):
-            if curves := [curve_of(o, batch) for o in of_method]:
-                points = [
-                    (statistics.mean(c for c, _ in same) / 1e6, 100 * statistics.mean(a for _, a in same))
-                    for same in zip(*curves, strict=True)
-                ]
-                axes.plot(*zip(*points, strict=True), style, color=COLORS[method], label=f"{method}, {name}")
+        of_method, color = outcomes.where(method=method).having("leaving"), COLORS[method]
+        for batch, name in ((False, "one exit for all"), (True, "exit by image")):
+            curves = [curve_of(outcome, batch) for outcome in of_method]
+            costs, rates = ([[point[i] for point in curve] for curve in curves] for i in (0, 1))
+            if batch:
+                x = [mean(same) for same in zip(*costs, strict=True)]
+                band(axes, x, rates, color=color, label=f"{method}, {name}")
+            else:
+                pairs = list(zip(zip(*costs, strict=True), zip(*rates, strict=True), strict=True))
+                _draw_points(axes, pairs, fmt="o:", color=color, label=f"{method}, {name}")
 
 
 def draw_used(outcomes: Outcomes, figure: Any) -> None:
     """Draws how many blocks images use, and at which exits they leave."""
     left, right = figure.subplots(1, 2)
-    deciding = [o for o in first_seed(outcomes).having("decided") if o.labels["method"] != "policy alone"]
-    for i, outcome in enumerate(deciding):
-        used = outcome.measured["decided"]["used"]
-        total, whole = sum(used), len(used) - 1
-        for count, images in enumerate(used):
-            if images:
-                color = COLORS[outcome.labels["method"]]
-                left.scatter(100 * count / whole, i, s=400 * images / total, color=color, alpha=0.7, linewidths=0)
-    left.set_yticks(range(len(deciding)), [name_of(o.labels) for o in deciding])
-    xlabel = "blocks computed (% of all); area: share of the images"
-    finish(left, xlabel=xlabel, xlim=(-5, 105), ylim=(max(len(deciding), 1) - 0.5, -0.5))
-    exits = first_seed(outcomes).where(method="MSDNet").results("leaving")
-    rows = [row for row in exits[0]["rows"] if "left" in row] if exits else []
-    bottoms = [0.0] * len(rows)
-    for k in range(len(rows[0]["left"]) if rows else 0):
-        shares = [100 * row["left"][k] for row in rows]
-        color = colormaps["viridis"](k / max(1, len(rows[0]["left"]) - 1))
-        right.bar(range(len(rows)), shares, 0.8, bottom=bottoms, label=f"exit {k + 1}", color=color)
+    deciding = {name_of(o.labels): o.labels for o in outcomes.having("decided") if o.labels["method"] != "policy alone"}
+    for i, labels in enumerate(deciding.values()):
+        own = {name: value for name, value in labels.items() if name != "seed"}
+        seeds = [one["used"] for one in outcomes.where(**own).results("decided")]
+        shares = [
+            statistics.mean(100 * used / sum(seed) for used, seed in zip(same, seeds, strict=True))
+            for same in zip(*seeds, strict=True)
+        ]
+        x = [100 * count / (len(shares) - 1) for count in range(len(shares))]
+        left.scatter(x, [i] * len(x), s=[4 * share for share in shares], color=COLORS[labels["method"]], linewidths=0)
+    for share in (1, 10, 50):
+        left.scatter([], [], s=4 * share, color=GRAY, linewidths=0, label=f"{share}% of the images")
+    fixed_ticks(left.yaxis, range(len(deciding)), deciding)
+    limits = {"xlim": (-5, 105), "ylim": (max(len(deciding), 1) - 0.5, -0.5)}
+    finish(
+        left, legend={**BELOW, "ncols": 3, "columnspacing": 0.8}, xlabel="blocks that are computed (% of all)", **limits
+    )
+    _draw_left(right, [one["rows"] for one in outcomes.where(method="MSDNet").results("leaving")])
+
+
+def _draw_left(axes: Axes, seeds: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Draws the share of images that leave at each exit, one bar per budget; mean over seeds."""
+    budgets = [[row for row in same if "left" in row] for same in zip(*seeds, strict=True)]
+    budgets = [same for same in budgets if same]
+    exits = len(budgets[0][0]["left"]) if budgets else 0
+    bottoms = [0.0] * len(budgets)
+    for k in range(exits):
+        shares = [100 * statistics.mean(row["left"][k] for row in same) for same in budgets]
+        color = colormaps["viridis"](k / max(1, exits - 1))
+        axes.bar(range(len(budgets)), shares, 0.8, bottom=bottoms, label=f"exit {k + 1}", color=color)
         bottoms = [a + b for a, b in zip(bottoms, shares, strict=True)]
-    right.set_xticks(range(len(rows)), [f"{row['budget'] / 1e6:.2g}" for row in rows], fontsize=8)
-    legend = {"fontsize": 9, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
-    finish(right, legend=legend, xlabel="budget for the average image (millions of mult-adds)", ylabel="images (%)")
+    names = [short(float(f"{same[0]['budget']:.2g}")).replace(" ", "") for same in budgets]
+    fixed_ticks(axes.xaxis, range(0, len(budgets), 2), names[::2])
+    xlabel = "budget for the average image (mult-adds)"
+    legend = {**BELOW, "ncols": max(exits, 1), "columnspacing": 0.8}
+    finish(axes, legend=legend, title="MSDNet", xlabel=xlabel, ylabel="images that leave at the exit (%)")
 
 
 def draw_classes(outcomes: Outcomes, figure: Any) -> None:
-    """Draws classes by blocks, one panel for the gates with the lowest target and one for the joint training."""
-    deciding = first_seed(outcomes).having("decided")
-    chosen = [outcome for method in ("ConvNet-AIG", "BlockDrop") for outcome in deciding.where(method=method)[:1]]
+    """Draws classes by blocks, for the gates with the lowest target and for the joint training."""
+    deciding = outcomes.having("decided")
+    chosen = [
+        next(iter(deciding.where(method=method).groups("method", label)), None)
+        for method, label in (("ConvNet-AIG", "target"), ("BlockDrop", "penalty"))
+    ]
+    chosen = [group for _, group in filter(None, chosen)]
     if not chosen:
         return
-    panels, image = panels_by(figure, len(chosen)), None
-    for axes, outcome in zip(panels, chosen, strict=True):
-        decided = outcome.measured["decided"]
-        image = figures.classes_by_part(axes, decided["by_class"], decided["classes"], "block")
-        axes.set_title(name_of(outcome.labels))
-    figure.colorbar(image, ax=panels, label="computed for (% of the class)")
+    grid, image = figure.subplots(2, len(chosen), squeeze=False, sharey=True), None
+    for column, group in zip(grid.T, chosen, strict=True):
+        seeds = group.results("decided")
+        means = [_mean_row([one["by_class"][i] for one in seeds]) for i in range(len(seeds[0]["classes"]))]
+        titles = ("first seed", f"mean of {len(seeds)} seeds")
+        for axes, shares, title in zip(column, (seeds[0]["by_class"], means), titles, strict=True):
+            image = figures.classes_by_part(axes, shares, seeds[0]["classes"], "block")
+            axes.set(title=f"{name_of(group[0].labels)}: {title}", xlabel="", ylabel="")
+            stages = [name.split("/")[0] for name in seeds[0]["blocks"]]
+            for at, pair in enumerate(itertools.pairwise(stages)):
+                if len(set(pair)) > 1:
+                    axes.axvline(at + 0.5, color="white", linewidth=2)
+        column[1].set_xlabel("block; white lines separate stages")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("class")
+    figure.colorbar(image, ax=grid, label="images of the class for which it is computed (%)")
+
+
+def _mean_row(rows: Sequence[Sequence[float] | None]) -> list[float] | None:
+    whole = [row for row in rows if row is not None]
+    return [statistics.mean(same) for same in zip(*whole, strict=True)] if whole else None
 
 
 def draw_extremes(outcomes: Outcomes, figure: Any) -> None:
-    """Draws two rows per network: easy and hard images."""
-
-    def example(one: dict[str, Any]) -> tuple[Any, str]:
-        return from_png(one["image"]), f"{one['label']}\n{one['says']}"
-
+    """Draws two rows per network, easy and hard images, if there are such images."""
     # The first outcome of each method
     chosen = {o.labels["method"]: o for o in reversed(first_seed(outcomes).having("extremes"))}
-    figures.images_in_rows(
-        figure,
-        [
-            (f"{name_of(outcome.labels)}\n{kind}", list(map(example, images)))
-            for outcome in chosen.values()
-            for kind, images in outcome.measured["extremes"].items()
-        ],
-    )
+    rows = [
+        (f"{name_of(outcome.labels)}:\n{_heading(outcome, kind, images)}", images)
+        for outcome in reversed(chosen.values())
+        for kind, images in outcome.measured["extremes"].items()
+        if images
+    ]
+    figure.set_figheight(0.3 + 0.85 * max(1, len(rows)))
+    grid = figure.subplots(max(1, len(rows)), max((len(images) for _, images in rows), default=1), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for (name, images), line in zip(rows, grid, strict=False):
+        for axes, one in zip(line, images, strict=False):
+            pixels = from_png(one["image"])
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.set_title(one["label"], pad=2)
+        place = {"xytext": (-12, 0), "xycoords": "axes fraction", "textcoords": "offset points"}
+        line[0].annotate(name, (0, 0.5), **place, ha="right", va="center")
+
+
+def _heading(outcome: Outcome, kind: str, images: Sequence[dict[str, Any]]) -> str:
+    """Returns the meaning of easy or hard, with the range of what `train.adaptive.extremes` says of the images."""
+    says = list(dict.fromkeys(image["says"].removeprefix("exit 1: ").removesuffix(" blocks") for image in images))
+    span = " to ".join(dict.fromkeys((says[0], says[-1])[:: 1 if kind == "easy" else -1]))
+    if outcome.labels["method"] in WITH_EXITS:
+        return f"right at exit 1,\nwhich is {span} sure" if kind == "easy" else "right only at\nthe last exit"
+    return f"{'fewest' if kind == 'easy' else 'most'} blocks,\n{span}"

@@ -186,25 +186,33 @@ STUDY = Study(
     pictures=[
         Picture(
             "curves",
-            "Accuracy by average mult-adds per image. Left: networks that skip blocks. Right: networks with exits; "
-            "the same exit for all images (dotted), or thresholds that spend a budget by image (solid). Mean "
-            "over seeds.",
+            "Test accuracy by average mult-adds per image: mean and standard deviation over seeds, in both directions. "
+            "Within each line, depth, target or penalty rises from left to right. Networks with exits: the same exit "
+            "for all images (dotted), or thresholds that spend a budget by image (solid).",
             figures.draw_curves,
-            (11.0, 4.6),
+            (10.0, 4.8),
         ),
         Picture(
             "used",
-            "Left: the number of blocks that test images use. Right: the exits at which they leave an MSDNet, by "
-            "budget. First seed.",
+            "Left: the number of blocks that test images use; areas are shares of the images. Right: the exits at "
+            "which images leave an MSDNet, by budget. Means over seeds.",
             figures.draw_used,
-            (11.0, 4.2),
+            (10.5, 4.4),
         ),
         Picture(
             "classes",
-            "Fraction of each class's images for which a block is computed (first seed).",
+            "Share of each class's test images for which a block is computed: in one network (above), and on average "
+            "over the networks of all seeds (below). Classes are in the order of the data set.",
             figures.draw_classes,
-            (11.0, 5.0),
+            (10.0, 6.4),
         ),
-        Picture("easy_and_hard", "Easy and hard test images (first seed).", figures.draw_extremes, (11.0, 7.6)),
+        Picture(
+            "easy_and_hard",
+            "Test images, below their class, that one network of each kind (first seed) classifies correctly with the "
+            "least and with the most computation. For a network with exits, the second row is missing if the last exit "
+            "is right about no image that all other exits misclassify.",
+            figures.draw_extremes,
+            (10.5, 6.0),
+        ),
     ],
 )

@@ -4,10 +4,11 @@ import statistics
 from typing import Any
 
 from experiments.studies import networks
-from experiments.study import Judge, Judgement, Outcomes, Table, evidence, spread
-from experiments.study.figures import dots, finish, heatmap
+from experiments.study import Judge, Judgement, Outcomes, Table, evidence, finite, spread
+from experiments.study.figures import BELOW, dots, errorbars, finish, fixed_ticks, heatmap, number_ticks, percent_axis
 from experiments.study.tables import table_by
-from models.analysis.palette import BLACK, BLUE, RED
+from models.analysis.axes import logarithmic
+from models.analysis.palette import BLUE, RED
 
 PATCHES, CONVOLUTIONS = STEMS = ("ViT_P", "ViT_C")
 NEAR = 0.05  # an error at most this far above a network's best counts as near it
@@ -147,15 +148,18 @@ def draw_grid(outcomes: Outcomes, figure: Any) -> None:
     for axes, (stem, optimizer) in zip(panels, [(s, o) for s in STEMS for o in OPTIMIZERS], strict=True):
         panel_runs = grid.where(stem=stem, optimizer=optimizer)
         rates, decays = panel_runs.distinct("rate"), panel_runs.distinct("decay")
-        image = [
-            [100 * statistics.mean(_errors(panel_runs.where(rate=rate, decay=decay))) for decay in decays]
-            for rate in rates
+        groups = [[panel_runs.where(rate=rate, decay=decay) for decay in decays] for rate in rates]
+        texts = [
+            [f"{100 * statistics.mean(_errors(g)):.1f}" if finite(g.values("accuracy")) else "—" for g in line]
+            for line in groups
         ]
-        rows, columns = ([f"{value:g}" for value in values] for values in (rates, decays))
-        style = {"vmin": 0, "vmax": 90, "cmap": "viridis_r", "fontsize": 9}
-        heat = heatmap(axes, image, rows, columns, lambda value: value > 45, **style)
-        axes.set(title=f"{stem}, {NAMES[optimizer]}", xlabel="weight decay", ylabel="learning rate")
-    figure.colorbar(heat, ax=panels, label="test error, %", shrink=0.9)
+        image = [[100 * statistics.mean(_errors(group)) for group in line] for line in groups]
+        rows, columns = ([f"{value:g}".replace("e-0", "e-") for value in values] for values in (rates, decays))
+        style = {"vmin": 0, "vmax": 100, "cmap": "viridis_r", "texts": texts}
+        heat = heatmap(axes, image, rows, columns, lambda value: value > 50, **style)
+        axes.set(title=f"{stem}, {NAMES[optimizer]}", xlabel="weight decay")
+    panels[0].set_ylabel("learning rate")
+    figure.colorbar(heat, ax=panels, label="test error (%)")
 
 
 def draw_distributions(outcomes: Outcomes, figure: Any) -> None:
@@ -164,21 +168,17 @@ def draw_distributions(outcomes: Outcomes, figure: Any) -> None:
     for stem in STEMS:
         for optimizer, style in (("adamw", "-"), ("sgd", "--")):
             part = outcomes.where(set="grid", stem=stem, optimizer=optimizer, seed=0)
-            x = [*(100 * error for error in sorted(_errors(part))), 100]
-            y = [*((i + 1) / len(part) for i in range(len(part))), 1.0]
+            x = [0, *(100 * error for error in sorted(_errors(part))), 100]
+            y = [*(100 * i / len(part) for i in range(len(part) + 1)), 100]
             left.step(x, y, style, where="post", color=COLORS[stem], label=f"{stem}, {NAMES[optimizer]}")
-        errors = {epochs: [100 * value for value in values] for epochs, values in _by_length(outcomes, stem).items()}
-        for epochs, values in errors.items():
-            right.plot([epochs] * len(values), values, "o", color=COLORS[stem], alpha=0.5)
-        right.plot(list(errors), [statistics.mean(v) for v in errors.values()], color=COLORS[stem], label=stem)
-    right.set(xscale="log")
-    ticks = list(_by_length(outcomes, PATCHES))
-    right.set_xticks(ticks, ticks)
-    right.minorticks_off()
-    small = {"fontsize": 9}
-    ylabel = "share of settings with at most this error"
-    finish(left, legend=small, xlabel="test error, %", ylabel=ylabel, ylim=(0, 1.03))
-    finish(right, legend=small, xlabel="epochs", ylabel="test error, %")
+        errors = _by_length(outcomes, stem)
+        errorbars(right, errors, list(errors.values()), color=COLORS[stem], label=stem)
+    logarithmic(right, "x")
+    fixed_ticks(right.xaxis, _by_length(outcomes, PATCHES))
+    ylabel = "settings with at most this error (%)"
+    finish(left, legend=BELOW, xlabel="test error (%)", ylabel=ylabel, title="learning rates and weight decays")
+    finish(right, legend=BELOW, xlabel="epochs", title="lengths of training")
+    percent_axis(right, outcomes, "test error (%)")
 
 
 def draw_ladder(outcomes: Outcomes, figure: Any) -> None:
@@ -188,7 +188,8 @@ def draw_ladder(outcomes: Outcomes, figure: Any) -> None:
         part = outcomes.where(set=kind)
         names = part.distinct("network")
         for x, name in enumerate(names):
-            values = [1 - error for error in _errors(part.where(network=name))]
-            dots(axes, x, values, BLUE, 0.3, {"color": BLACK})
-        axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize=9)
-        finish(axes, ylabel="test accuracy, %", title=title)
+            dots(axes, x, [1 - error for error in _errors(part.where(network=name))], BLUE)
+        number_ticks(axes, [name.replace(" ", "\n") for name in names])
+        finish(axes, title=title)
+        percent_axis(axes, part)
+    left.set_xlabel("row of the ladder")

@@ -234,23 +234,25 @@ STUDY = Study(
     pictures=(
         Picture(
             "grid",
-            "Test error by learning rate and weight decay: mean over seeds in the middle column, one seed elsewhere.",
+            "Test error (%) by learning rate and weight decay: mean over seeds in the middle column, one seed "
+            "elsewhere. Runs that diverged count as 100; a dash means that all did. ViT_P has a stem of patches, ViT_C "
+            "one of convolutions.",
             results.draw_grid,
-            (13, 4.2),
+            (10.5, 3.2),
         ),
         Picture(
             "sensitivity",
-            "Left: fraction of the grid's settings with at most this error (one seed). The steeper the line, the less "
-            "the setting matters. Right: error by training length.",
+            "Left: share of the grid's settings with at most this error (one seed). The steeper the line, the less "
+            "the setting matters. Right: error by length of training, mean and standard deviation over seeds.",
             results.draw_distributions,
-            (12, 4.5),
+            (10.0, 4.4),
         ),
         Picture(
             "ladder",
-            "Accuracy of the rows of the ladder, and of families at equal mult-adds, all trained in the same way. "
-            "Points are runs, and lines are means over seeds.",
+            "Test accuracy of the rows of the ladder (Liu 2022, table 10), and of families at equal mult-adds, all "
+            "trained in the same way. Points are runs, and lines are means over seeds.",
             results.draw_ladder,
-            (13, 4.5),
+            (10.5, 4.2),
         ),
     ),
 )

@@ -238,37 +238,39 @@ STUDY = Study(
     pictures=[
         Picture(
             "bytes",
-            "Bytes of each file by their purpose, after pruning and after sharing. The numbers tell how many times "
-            "smaller than float32 a file is. First seed.",
+            "Size of each file by the purpose of its bytes, after pruning and after sharing; mean over seeds, and "
+            "standard deviation of the whole.",
             figures.draw_bytes,
-            (9.0, 4.0),
+            (9.0, 4.4),
         ),
         Picture(
             "curves",
-            "Accuracy by share of pruned weights: without retraining (cut), and with retraining after pruning at once "
-            "or step by step; with L2 or L1 penalties. Mean over seeds.",
+            "Accuracy by share of kept weights: without retraining, and with retraining after pruning at once or step "
+            "by step; with L2 or L1 penalties. Mean and standard deviation over seeds.",
             figures.draw_curves,
-            (6.5, 4.2),
+            (7.0, 4.6),
         ),
         Picture(
             "bits",
-            "Accuracy by size of the file: sharing alone (1 to 8 bits) and pruning alone, one line per seed, and both, "
-            "as points. The shared values are not trained.",
+            "Accuracy by size of the file, one line per seed: sharing alone (1 to 8 bits), pruning alone, and both. "
+            "For both, points are files, and the line joins those that no smaller file exceeds. The shared values are "
+            "not trained.",
             figures.draw_bits,
-            (6.5, 4.2),
+            (7.0, 4.4),
         ),
         Picture(
             "low_bits",
-            "Test error with full-precision, ternary and binary weights, and with binary inputs (XNOR); mean and "
+            "Test error with full-precision, ternary and binary weights, and with binary inputs (XNOR-Net); mean and "
             "standard deviation over seeds.",
             figures.draw_low_bits,
-            (6.5, 4.2),
+            (7.0, 4.4),
         ),
         Picture(
             "sensitivity",
-            "Accuracy after the smallest weights of a single layer are pruned (first seed). Earlier layers are darker.",
+            "Accuracy after the smallest weights of a single layer are pruned, mean over seeds. Earlier layers are "
+            "darker.",
             figures.draw_sensitivity,
-            (12.0, 3.6),
+            (10.5, 3.8),
         ),
     ],
 )

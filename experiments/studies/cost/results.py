@@ -1,22 +1,38 @@
 """Results of the study of cost: judges, tables, pictures."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.axis import Axis
-from matplotlib.ticker import EngFormatter, LogLocator
-
 from experiments.studies import networks
 from experiments.studies.cost.networks import BLOCKS, DENSE, MOBILENETS, PLAIN, SEPARABLE
 from experiments.study import Judge, Judgement, Outcomes, Table, evidence, finite, missing, spread
-from experiments.study.figures import dots, finish, panels_by
+from experiments.study.figures import (
+    dots,
+    errorbars,
+    finish,
+    fixed_ticks,
+    legend_below,
+    number_ticks,
+    panels_by,
+    percent_axis,
+)
+from models.analysis.axes import logarithmic
 from models.analysis.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
 TOLERANCE = 0.05  # largest allowed difference of costs: the costliest over the cheapest, minus 1
 CLASSIFIER = 1024 * 1000  # mult-adds of MobileNet's classifier
 KINDS = {"mult_adds": "equal mult-adds", "parameters": "equal parameters"}
 COLORS = dict(zip(BLOCKS, (BLACK, BLUE, PURPLE, YELLOW, RED, GREEN), strict=True))
+MARKS = {  # network -> (name, color, marker) in the picture of the time per step
+    **{block: (block, color, "o") for block, color in COLORS.items()},
+    "residual": (f"{PLAIN}, other sizes", COLORS[PLAIN], "s"),
+    "whole": ("whole convolutions", BROWN, "^"),
+    "separable": ("separable convolutions", COLORS[SEPARABLE], "^"),
+    "early": ("early downsampling", PINK, "v"),
+    "late": ("late downsampling", CYAN, "v"),
+}
 
 
 # -- judges --------------------------------------------------------------------------------------------------------
@@ -192,20 +208,11 @@ def draw_equal(outcomes: Outcomes, figure: Any) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (field, kind) in zip(panels, KINDS.items(), strict=True):
         for x, block in enumerate(BLOCKS):
-            accuracies = outcomes.where(set=kind, network=block).values("accuracy")
-            dots(axes, x, accuracies, COLORS[block], 0.25, {"color": COLORS[block], "linewidth": 2})
+            dots(axes, x, outcomes.where(set=kind, network=block).values("accuracy"), COLORS[block])
         costs = finite(outcomes.where(set=kind).values(field))
-        axes.set_title(f"{kind}, {min(costs):,} to {max(costs):,}" if costs else kind, fontsize=10)
-        axes.set_xticks(range(len(BLOCKS)), [block.replace(" ", "\n") for block in BLOCKS], fontsize=9)
-        finish(axes)
-    panels[0].set_ylabel("test accuracy, %")
-
-
-def _tick(axis: Axis) -> None:
-    """Writes plain numbers at 1, 2 and 5 of each decade of a logarithmic axis."""
-    axis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axis.set_major_formatter(EngFormatter(sep=""))
-    axis.set_minor_formatter(EngFormatter(sep=""))
+        number_ticks(axes, [block.replace(" ", "\n") for block in BLOCKS])
+        finish(axes, title=f"{kind}: {min(costs):,} to {max(costs):,}" if costs else kind)
+    percent_axis(panels[0], outcomes)
 
 
 def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
@@ -213,17 +220,12 @@ def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     for family, color in (("residual", COLORS[PLAIN]), ("dense", COLORS[DENSE])):
         groups = [group for _, group in outcomes.where(set="sizes", network=family).groups("size")]
-        points = [
-            (max(finite(group.values("parameters"))), [100 * value for value in accuracies])
-            for group in groups
-            if (accuracies := finite(group.values("accuracy")))
-        ]
-        for x, ys in points:
-            axes.plot([x] * len(ys), ys, "o", color=color, alpha=0.5, markersize=4)
-        axes.plot([x for x, _ in points], [statistics.mean(ys) for _, ys in points], color=color, label=family)
-    axes.set(xscale="log")
-    _tick(axes.xaxis)
-    finish(axes, grid="both", legend={}, xlabel="parameters", ylabel="test accuracy, %")
+        x = [max(finite(group.values("parameters")), default=0) for group in groups]
+        errorbars(axes, x, [group.values("accuracy") for group in groups], color=color, label=family)
+    logarithmic(axes, "x")
+    finish(axes, xlabel="parameters")
+    percent_axis(axes, outcomes)
+    legend_below(figure, axes)
 
 
 def draw_reuse(outcomes: Outcomes, figure: Any) -> None:
@@ -238,31 +240,26 @@ def draw_reuse(outcomes: Outcomes, figure: Any) -> None:
             for runs in zip(*(one[stage] for one in measured), strict=True)
         ]
         size = len(rows)
-        image = [
-            [row[source] / max(row) if source < len(row) else float("nan") for row in rows] for source in range(size)
-        ]
-        heat = axes.imshow(image, vmin=0, vmax=1, cmap="viridis")
-        last_layer = "transition" if stage < len(panels) - 1 else "classifier"
-        axes.set_xticks(range(size), [*map(str, range(1, size)), last_layer])
-        axes.set_yticks(range(size), ["input", *map(str, range(1, size))])
-        axes.get_xticklabels()[-1].set(rotation=30, ha="right")
+        image = [[row[source] / max(row) if source < len(row) else math.nan for row in rows] for source in range(size)]
+        heat = axes.imshow(image, vmin=0.5, vmax=1, cmap="viridis")
+        fixed_ticks(axes.xaxis, range(size), [*range(1, size), "out"])
+        fixed_ticks(axes.yaxis, range(size), ["input", *range(1, size)])
         axes.set(title=f"dense block {stage + 1}", xlabel="to layer")
     panels[0].set_ylabel("from layer")
-    figure.colorbar(heat, ax=panels, label="mean |weight|, over the column's largest", shrink=0.8)
+    label = "mean absolute weight,\nrelative to the column's largest"
+    figure.colorbar(heat, ax=panels, label=label, shrink=0.8, extend="min")
 
 
 def draw_step_time(outcomes: Outcomes, figure: Any) -> None:
     """Draws the time per step against mult-adds."""
     axes, timed = figure.subplots(), outcomes.where(set="step time")
-    pairs = {"whole": BROWN, "early": PINK, "late": CYAN, "separable": COLORS[SEPARABLE]}
-    colors = {**COLORS, "residual": "#999999", **pairs}
-    for (name,), group in timed.groups("network"):
-        points = [(one["mult_adds"], one["milliseconds"]) for one in group.results("step_time")]
-        axes.plot(*zip(*points, strict=True), "o", color=colors[name], label=name)
+    for name, (label, color, marker) in MARKS.items():
+        points = [(one["mult_adds"], one["milliseconds"]) for one in timed.where(network=name).results("step_time")]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=color, markersize=6, alpha=0.85, label=label)
     first = timed[0].measured["step_time"]
-    axes.set(xscale="log", yscale="log", xlabel="mult-adds, one image forward")
-    axes.set_title(first["device"], fontsize=10)
-    _tick(axes.xaxis)
-    _tick(axes.yaxis)
-    legend = {"fontsize": 9, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
-    finish(axes, grid="both", legend=legend, ylabel=f"training step of {first['images']} images, ms")
+    logarithmic(axes, "x")
+    logarithmic(axes, "y")
+    ylabel = f"training step of {first['images']} images (ms)"
+    finish(axes, title=first["device"], xlabel="mult-adds of one image, forward", ylabel=ylabel)
+    figure.legend(loc="outside right center")

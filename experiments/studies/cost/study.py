@@ -170,28 +170,28 @@ STUDY = Study(
             "equal",
             "Test accuracy at equal cost. Points are runs, and lines are means over seeds.",
             results.draw_equal,
-            (12, 4.5),
+            (10.5, 4.2),
         ),
         Picture(
             "sizes",
-            "Test accuracy by the number of parameters, one point per run; lines join means over seeds.",
+            "Test accuracy by the number of parameters: mean and standard deviation over seeds.",
             results.draw_sizes,
-            (7, 4.5),
+            (7.0, 4.4),
         ),
         Picture(
             "reuse",
             "For each layer (column), the mean absolute weight of its first convolution on the channels from each "
-            "earlier layer (row), divided by the largest of the column; mean over seeds (Huang 2017, fig. 5). Before "
-            "training, all are equal.",
+            "earlier layer (row), relative to the largest of the column; mean over seeds (Huang 2017, fig. 5). The "
+            "last column is the transition or the classifier. Before training, all are equal.",
             results.draw_reuse,
-            (13, 5),
+            (10.5, 3.6),
         ),
         Picture(
             "step_time",
-            f"Median time of {TIMED} compiled training steps by mult-adds, for every network of the study. Trials that "
-            "run at the same time share the machine, so their steps may take longer.",
+            f"Median time of {TIMED} compiled training steps by mult-adds, for every network of the study, measured "
+            "once. Trials that run at the same time share the machine, so their steps may take longer.",
             results.draw_step_time,
-            (9, 5),
+            (9.0, 4.6),
         ),
     ),
 )

@@ -1,5 +1,6 @@
 """Results of the study of depth: judges, tables, pictures."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable
@@ -8,10 +9,11 @@ from typing import Any
 from matplotlib import colormaps
 
 from experiments.study import Judge, Outcomes, Table, evidence
-from experiments.study.figures import curves, errorbars, finish, legend_below, lines_by, number_ticks
+from experiments.study.figures import curves, errorbars, finish, fixed_ticks, legend_below, lines_by, percent_axis
 from experiments.study.tables import accuracy, table_by
-from experiments.study.verdicts import Judgement, listed, mean, more, spread
-from models.analysis.palette import BLUE, GRAY, RED
+from experiments.study.verdicts import Judgement, deviation, listed, mean, more, spread
+from models.analysis.axes import logarithmic
+from models.analysis.palette import BLUE, CYAN, GRAY, RED
 
 NATS = 0.01  # smallest difference of training losses that matters
 CONVERGED = 0.5  # smallest test accuracy at which the deletions of a network count
@@ -229,10 +231,13 @@ def draw_depth(outcomes: Outcomes, figure: Any) -> None:
         groups = [_end(outcomes, network, depth=depth) for depth in depths]
         errorbars(left, depths, [group.values("accuracy") for group in groups], color=color, label=network)
         errorbars(right, depths, [group.final_losses() for group in groups], 1, color=color, label=network)
-    right.set_yscale("log")
-    for axes, name in ((left, "test accuracy (%)"), (right, "final training loss (nats)")):
-        axes.set_xticks(depths, depths)
-        finish(axes, legend={}, xlabel="layers", ylabel=name)
+    logarithmic(right, "y")
+    for axes in (left, right):
+        fixed_ticks(axes.xaxis, depths)
+        finish(axes, xlabel="layers")
+    percent_axis(left, outcomes)
+    right.set_ylabel("final training loss (nats)")
+    legend_below(figure, left)
 
 
 def draw_training(outcomes: Outcomes, figure: Any) -> None:
@@ -241,11 +246,13 @@ def draw_training(outcomes: Outcomes, figure: Any) -> None:
     panels = figure.subplots(1, len(COLORS), sharey=True)
     for axes, network in zip(panels, COLORS, strict=True):
         for i, depth in enumerate(depths):
-            color = colormaps["viridis"](0.15 + 0.7 * i / max(1, len(depths) - 1))
+            color = colormaps["viridis"](0.9 * i / max(1, len(depths) - 1))
             group = _end(outcomes, network, depth=depth)
-            curves(axes, group, "train", "loss", f"{depth} layers", color=color, linewidth=1.2)
-        finish(axes, legend={"fontsize": 9}, title=network, xlabel="step", yscale="log")
+            curves(axes, group, "train", "loss", f"{depth} layers", color=color, linewidth=1.0, alpha=0.8)
+        finish(axes, title=network, xlabel="step")
+    logarithmic(panels[0], "y")
     panels[0].set_ylabel("training loss (nats)")
+    legend_below(figure, *panels)
 
 
 def draw_gradients(outcomes: Outcomes, figure: Any) -> None:
@@ -255,10 +262,10 @@ def draw_gradients(outcomes: Outcomes, figure: Any) -> None:
         for network, color in COLORS.items():
             runs = [one["norms"] for one in outcomes.where(network=network, at=at, role="deep").results("gradients")]
             lines = [(range(1, len(norms) + 1), norms) for norms in runs]
-            lines_by(axes, lines, network, color=color, alpha=0.8, linewidth=1.1)
+            lines_by(axes, lines, network, color=color, alpha=0.8, linewidth=1.0)
         finish(axes, title=f"{_depth(outcomes, 'deep')} layers, {when}", xlabel="layer", yscale="log")
     panels[0].set_ylabel("gradient norm of the kernel")
-    panels[0].legend()
+    legend_below(figure, *panels)
 
 
 def draw_deletions(outcomes: Outcomes, figure: Any) -> None:
@@ -267,22 +274,35 @@ def draw_deletions(outcomes: Outcomes, figure: Any) -> None:
     for axes, (network, role) in zip(panels, DELETED, strict=True):
         if runs := _end(outcomes, network, role=role).results("deletions"):
             _draw_deleted_blocks(axes, runs, COLORS[network])
-        title = f"{network}, {_depth(outcomes, role)} layers"
-        finish(axes, title=title, xlabel="deleted block (stage.block)", ylim=(0, 102))
+        axes.grid(axis="y")
+        axes.set(
+            title=f"{network}, {_depth(outcomes, role)} layers", xlabel="stage of the deleted block", ylim=(0, 102)
+        )
     panels[0].set_ylabel("test accuracy (%)")
-    legend_below(figure, panels[-1])
+    legend_below(figure, *panels)
 
 
 def _draw_deleted_blocks(axes: Any, runs: list[dict[str, Any]], color: str) -> None:
-    names = runs[0]["blocks"]
-    for i, run in enumerate(runs):
-        axes.axhline(100 * run["whole"], color=GRAY, linewidth=1, label="nothing deleted" if i == 0 else None)
-        points = [(range(len(names)), [100 * a for a in run["accuracy"]])]
-        label = "one block deleted" if i == 0 else ""
-        lines_by(axes, points, label, "o", markersize=4, alpha=0.7, color=color)
+    """Draws one point per run and block, and the mean and standard deviation of the whole networks."""
+    names, whole = runs[0]["blocks"], [100 * run["whole"] for run in runs]
+    axes.axhline(mean(whole), color=GRAY, linewidth=1, label="nothing deleted")
+    axes.axhspan(mean(whole) - deviation(whole), mean(whole) + deviation(whole), color=GRAY, alpha=0.2, linewidth=0)
+    for run in runs:
+        axes.plot([100 * accuracy for accuracy in run["accuracy"]], "o", alpha=0.7, color=color, markeredgewidth=0)
+    axes.plot(
+        [], [], "o", color=color, label=f"without one block, {'plain' if color == COLORS['plain'] else 'residual'}"
+    )
     axes.axhline(100 * runs[0]["chance"], color=GRAY, linewidth=1, linestyle=":", label="chance")
-    for i, at in enumerate(at for at, half in enumerate(runs[0]["halving"]) if half):
-        label = "halves the resolution" if i == 0 else None
-        axes.axvspan(at - 0.5, at + 0.5, color=GRAY, alpha=0.15, linewidth=0, label=label)
-    short = [name.replace("stage", "").replace("/block", ".") for name in names]
-    number_ticks(axes, short, rotation=90, fontsize=9)
+    for at, half in enumerate(runs[0]["halving"]):
+        if half:
+            axes.axvspan(at - 0.5, at + 0.5, color=CYAN, alpha=0.25, linewidth=0, label="halves the resolution")
+    stages = [name.split("/")[0].removeprefix("stage") for name in names]
+    fixed_ticks(
+        axes.xaxis,
+        [statistics.mean(i for i, s in enumerate(stages) if s == stage) for stage in sorted({*stages})],
+        sorted({*stages}),
+    )
+    axes.tick_params(axis="x", length=0)
+    for at, pair in enumerate(itertools.pairwise(stages)):
+        if len({*pair}) > 1:
+            axes.axvline(at + 0.5, color=GRAY, linewidth=0.8, alpha=0.6)

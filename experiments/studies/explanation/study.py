@@ -17,7 +17,7 @@ cifar10    cifar10_jpeg, a TFDS set that $TFDS_DATA_DIR must contain (to use CIF
 
 from collections.abc import Sequence
 
-from experiments.studies.explanation import results
+from experiments.studies.explanation import figures, results
 from experiments.studies.explanation.measures import effective, faithfulness, gallery, localization, sanity, two_objects
 from experiments.studies.networks import Network, config
 from experiments.study import Claim, Picture, Study, Trial
@@ -132,37 +132,39 @@ STUDY = Study(
         Picture(
             "gallery",
             "All methods on the same two images, by three networks (first seed). One image has one object; the other "
-            "has two of different classes, and each class is explained in turn (box). Gradients show negative "
-            "evidence, and maps do not. Without max-pooling, the deconvnet hardly depends on the image.",
-            results.draw_gallery,
-            (13.0, 12.6),
+            "has two of different classes, and each class is explained in turn (box). Colors: evidence over the image "
+            "(the first methods), magnitudes (black to white), or signed effects (gray is 0). Without max-pooling, the "
+            "deconvnet hardly depends on the image.",
+            figures.draw_gallery,
+            (11.0, 11.0),
         ),
         Picture(
             "localization",
             "How often the maximum of the map is on the only object (left), and on the requested one of two objects "
-            "(right). Mean over seeds.",
-            results.draw_localization,
-            (11.0, 4.6),
+            "(right): mean and standard deviation over seeds. The dotted line is the middle of the image.",
+            figures.draw_localization,
+            (10.0, 4.8),
         ),
         Picture(
             "curves",
             "Probability of the class as pixels are deleted (above) or inserted (below), the most important ones "
-            "first. Mean over images and seeds.",
-            results.draw_curves,
-            (13.0, 7.2),
+            "first. Mean over images and seeds, in a band of one standard deviation over seeds.",
+            figures.draw_curves,
+            (10.5, 6.6),
         ),
         Picture(
             "sanity",
             "Rank correlation of the map with that of the trained network as layers are reinitialized, from the logits "
-            "down to the image. Mean over images and seeds.",
-            results.draw_sanity,
-            (13.0, 4.2),
+            "down to the image. Mean over images and seeds, in a band of one standard deviation over seeds.",
+            figures.draw_sanity,
+            (10.5, 4.4),
         ),
         Picture(
             "effective",
             "Effective receptive field of the middle unit of the last map that sees no more than a canvas, before and "
-            "after training (first seed). The box is the theoretical receptive field.",
-            results.draw_effective,
+            "after training (first seed). The box is the theoretical receptive field. Effective sizes are means and "
+            "standard deviations over seeds.",
+            figures.draw_effective,
             (9.0, 6.4),
         ),
     ],

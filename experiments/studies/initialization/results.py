@@ -1,10 +1,11 @@
 """Results of the study of initialization: judges, tables, pictures."""
 
+import math
 import statistics
 from typing import Any
 
 from experiments.study import Judge, Outcomes, Table, evidence
-from experiments.study.figures import curves, finish, legend_below
+from experiments.study.figures import curves, finish, fixed_ticks, legend_below
 from experiments.study.tables import table_by
 from experiments.study.verdicts import Judgement, listed, spread
 from models.analysis.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
@@ -155,30 +156,42 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 
 def draw_signal(outcomes: Outcomes, figure: Any) -> None:
-    """Draws standard deviations by layer at step 0."""
+    """Draws standard deviations by layer at step 0: the mean over seeds, in a band from the least to the largest."""
     panels = figure.subplots(2, len(NETWORKS), sharex=True, sharey="row", squeeze=False)
     for row, direction in zip(panels, ("forward", "backward"), strict=True):
         for axes, network in zip(row, NETWORKS, strict=True):
             for (init,), group in outcomes.where(at="step 0", network=network).groups("init"):
                 runs = [one[direction] for one in group.results("signal")]
-                means = [statistics.mean(values) or None for values in zip(*runs, strict=True)]
-                axes.plot(range(1, len(means) + 1), means, color=COLORS[init], label=init, linewidth=1.4)
+                columns = list(zip(*runs, strict=True))
+                x = range(1, len(columns) + 1)
+                means = [statistics.mean(values) or None for values in columns]
+                axes.plot(x, means, color=COLORS[init], label=init)
+                low, high = ([end(values) or math.nan for values in columns] for end in (min, max))
+                axes.fill_between(x, low, high, color=COLORS[init], alpha=0.2, linewidth=0)
             finish(axes, yscale="log")
     for top, bottom, network in zip(*panels, NETWORKS, strict=True):
-        top.set_title(network, fontsize=10)
+        top.set_title(network)
         bottom.set_xlabel("layer")
-    panels[0][0].set_ylabel("std of activations")
-    panels[1][0].set_ylabel("std of gradients")
+    panels[0][0].set_ylabel("standard deviation\nof activations")
+    panels[1][0].set_ylabel("standard deviation\nof gradients")
     legend_below(figure, panels[0][0])
 
 
 def draw_training(outcomes: Outcomes, figure: Any) -> None:
-    """Draws training losses, one line per run."""
+    """Draws training losses, one line per run, and how many runs converge."""
     plain = outcomes.where(at="end", network="plain")
-    panels = figure.subplots(1, len(plain.distinct("depth")), sharey=True)
-    for axes, ((depth,), runs) in zip(panels, plain.groups("depth"), strict=True):
+    inits = plain.distinct("init")
+    panels = figure.subplots(2, len(plain.distinct("depth")), sharey="row", squeeze=False, height_ratios=(5, 3))
+    for (above, below), ((depth,), runs) in zip(panels.T, plain.groups("depth"), strict=True):
         for (init,), group in runs.groups("init"):
-            curves(axes, group, "train", "loss", init, color=COLORS[init], alpha=0.8, linewidth=1.2)
-        finish(axes, title=f"{depth} layers", xlabel="step")
-    panels[0].set_ylabel("training loss (nats)")
-    legend_below(figure, panels[0])
+            curves(above, group, "train", "loss", init, color=COLORS[init], alpha=0.7, linewidth=0.9)
+            values = group.values("accuracy", 0.0)
+            good = sum(value >= CONVERGED for value in values)
+            below.barh(inits.index(init), 100 * good / len(values), color=COLORS[init])
+            below.text(100 * good / len(values), inits.index(init), f" {good} of {len(values)}", va="center")
+        finish(above, title=f"{depth} layers", xlabel="step")
+        finish(below, xlabel="runs that converge (%)", xlim=(0, 125))
+        fixed_ticks(below.xaxis, range(0, 101, 25))
+    panels[0][0].set_ylabel("training loss (nats)")
+    fixed_ticks(panels[1][0].yaxis, range(len(inits)), inits)
+    panels[1][0].invert_yaxis()

@@ -116,17 +116,18 @@ STUDY = Study(
         Picture(
             "signal",
             f"Standard deviation of the output of each layer, and of the gradient with respect to it, in networks of "
-            f"{STEP_0} layers at step 0; mean over seeds. Straight lines mean exponential decay. Lines jump where the "
-            "resolution is halved.",
+            f"{STEP_0} layers at step 0: mean over seeds, in a band from the least to the largest. Straight lines mean "
+            "exponential decay. Lines jump where the resolution is halved.",
             results.draw_signal,
-            (13, 6),
+            (11, 5.4),
         ),
         Picture(
             "training",
-            "Training loss of plain networks without normalization, one line per run. A network at ln 10 = 2.3 has not "
-            "begun to learn.",
+            "Plain networks without normalization. Above: training loss, one line per run, in the colors of the bars. "
+            "A network at ln 10 = 2.3 has not begun to learn. Below: runs whose test accuracy is at least "
+            f"{results.CONVERGED:.0%}.",
             results.draw_training,
-            (13, 4),
+            (10.5, 6.2),
         ),
     ),
 )

@@ -2,13 +2,15 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.study import Judge, Outcomes, Table, evidence
-from experiments.study.figures import bars_by, errorbars, finish, legend_below, number_ticks
+from experiments.study.figures import errorbars, finish, fixed_ticks, legend_below, number_ticks, percent_axis
 from experiments.study.tables import accuracy, table_by
 from experiments.study.verdicts import Judgement, finite, listed, more, spread
-from models.analysis.palette import BLUE, CYAN, GRAY, GREEN, RED, YELLOW
+from models.analysis.axes import logarithmic
+from models.analysis.palette import BLUE, CYAN, GRAY, GREEN, LIGHT_BLUE, RED, YELLOW
 
 SIZES = (32, 16, 8, 4, 2)  # numbers of images that are normalized together, as if on one GPU
 NATS, DECADES = 0.01, 0.05  # smallest differences of training losses, and of their logarithms, that matter
@@ -21,10 +23,10 @@ PUBLISHED = {  # top-1 error (%) of ResNet-50 on ImageNet; Wu & He 2018, tables 
 }
 COLORS = {"BN": BLUE, "BN, same steps": CYAN, "GN": RED, "LN": GREEN, "IN": YELLOW, "none": GRAY}
 MODES = {  # key of the measure `gap` -> (legend, color)
-    "batch": ("training images, statistics of the batch", "#9dbad5"),
+    "batch": ("training images, statistics of the batch", LIGHT_BLUE),
     "train": ("training images, running averages", BLUE),
     "test": ("test images, running averages", RED),
-    "recalibrated": ("test images, recalibrated statistics", "#e3a597"),
+    "recalibrated": ("test images, recalibrated statistics", YELLOW),
 }
 SMOOTHNESS = {  # key of the measure `smoothness` -> heading
     "loss": "range of the loss (nats)",
@@ -198,59 +200,69 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
     """Draws accuracy against the number of images that are normalized together, and against the number of groups."""
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for norm in outcomes.where(part="size").distinct("norm"):
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+    norms = outcomes.where(part="size").distinct("norm")
+    for i, norm in enumerate(norms):
         runs = [_runs(outcomes, norm, n).values("accuracy") for n in SIZES]
         line = "--" if norm == "BN, same steps" else "-"
-        errorbars(left, SIZES, runs, color=COLORS[norm], label=norm, linestyle=line)
+        errorbars(left, _beside(SIZES, i, len(norms)), runs, color=COLORS[norm], label=norm, linestyle=line)
     by_groups = {
         groups: group.values("accuracy") for (groups,), group in outcomes.where(part="groups").groups("groups")
     }
     errorbars(right, by_groups, list(by_groups.values()), color=COLORS["GN"])
     for axes, ticks in ((left, SIZES), (right, list(by_groups))):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, ticks)
+        logarithmic(axes, "x")
+        fixed_ticks(axes.xaxis, ticks)
     left.invert_xaxis()
-    finish(left, legend={"ncols": 2}, xlabel="images that are normalized together", ylabel="test accuracy (%)")
-    xlabel = "groups (1: layer normalization)"
-    finish(right, xlabel=xlabel, ylabel="test accuracy (%)", title="32 images")
+    finish(left, xlabel="images that are normalized together")
+    finish(right, xlabel="groups of GN, 32 images (1: LN)")
+    percent_axis(left, outcomes)
+    legend_below(figure, left)
+
+
+def _beside(values: Sequence[float], i: int, count: int) -> list[float]:
+    """Returns places beside these values on a logarithmic axis for the i-th of `count` series."""
+    return [value * 2 ** (0.5 * ((i + 0.5) / count - 0.5)) for value in values]
 
 
 def draw_gap(outcomes: Outcomes, figure: Any) -> None:
     """Draws accuracy by mode."""
-    norms, texts = ("BN", "BN, same steps", "GN"), {mode: text for mode, (text, _) in MODES.items()}
+    norms = ("BN", "BN, same steps", "GN")
     panels = figure.subplots(1, len(norms), sharey=True)
-    colors = {mode: color for mode, (_, color) in MODES.items()}
-    values = {norm: {mode: [_gaps(outcomes, norm, n, mode) for n in SIZES] for mode in MODES} for norm in norms}
     for axes, norm in zip(panels, norms, strict=True):
-        bars_by(axes, values[norm], colors, labels=texts, error_kw={"linewidth": 0.8})
+        for i, (mode, (label, color)) in enumerate(MODES.items()):
+            style: dict[str, Any] = {
+                "linestyle": "",
+                "marker": "s" if label.startswith("test") else "o",
+                "color": color,
+            }
+            x = [at + 0.7 * ((i + 0.5) / len(MODES) - 0.5) for at in range(len(SIZES))]
+            errorbars(axes, x, [_gaps(outcomes, norm, n, mode) for n in SIZES], label=label, **style)
         number_ticks(axes, SIZES)
         finish(axes, title=norm, xlabel="images that are normalized together")
-    panels[0].set_ylabel("accuracy (%)")
-    every = (value for modes in values.values() for runs in modes.values() for run in runs for value in run)
-    panels[-1].set_ylim(max(0, 100 * min(every, default=0) - 10), 100)
+    percent_axis(panels[0], outcomes, "accuracy (%)")
     legend_below(figure, panels[0], ncols=2)
 
 
 def draw_smoothness(outcomes: Outcomes, figure: Any) -> None:
     """Draws the loss along the gradient during training."""
-    panels = figure.subplots(1, 3)
-    for norm, x_factor in (("BN", 0.94), ("none", 1.06)):
-        means = []
-        for epochs in POINTS:
-            for one in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness"):
-                for axes, values in ((panels[0], one["loss"]), (panels[1], one["change"])):
-                    axes.vlines(
-                        epochs * x_factor, min(values), max(values), color=COLORS[norm], alpha=0.35, linewidth=6
-                    )
-            if values := finite(_along(outcomes, norm, epochs, "smoothness")):
-                means.append((epochs, statistics.mean(values)))
-        if means:
-            panels[2].plot(*zip(*means, strict=True), marker="o", color=COLORS[norm], label=norm)
-    names = ("loss (nats)", "change of the gradient (L2)", "largest change of the gradient / distance")
+    panels, smooth = figure.subplots(1, 3), outcomes.where(part="smoothness")
+    for i, norm in enumerate(("BN", "none")):
+        groups = [smooth.where(norm=norm, epochs=epochs).results("smoothness") for epochs in POINTS]
+        for epochs, runs in zip(POINTS, groups, strict=True):
+            for run, place in zip(runs, range(i * len(runs), 2 * len(runs)), strict=False):
+                (x,) = _beside([epochs], place, 2 * len(runs))
+                for axes, values in ((panels[0], run["loss"]), (panels[1], run["change"])):
+                    axes.vlines(x, min(values), max(values), color=COLORS[norm], linewidth=2, capstyle="round")
+        runs = [finite(_along(outcomes, norm, epochs, "smoothness")) for epochs in POINTS]
+        means = [(x, statistics.geometric_mean(v)) for x, v in zip(POINTS, runs, strict=True) if v]
+        panels[2].plot(*(zip(*means, strict=True) if means else ([], [])), color=COLORS[norm], label=norm)
+        for x, values in zip(_beside(POINTS, i, 2), runs, strict=True):
+            panels[2].plot([x] * len(values), values, "o", color=COLORS[norm], alpha=0.5, markeredgewidth=0)
+    names = ("loss (nats)", "change of the gradient (L2 norm)", "largest change of the gradient / distance")
     for axes, name in zip(panels, names, strict=True):
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(POINTS, POINTS)
+        logarithmic(axes, "x")
+        logarithmic(axes, "y")
+        fixed_ticks(axes.xaxis, POINTS)
         finish(axes, xlabel="epochs of training", ylabel=name)
-    legend_below(figure, panels[2], ncols=2, fontsize=None)
+    legend_below(figure, panels[2])

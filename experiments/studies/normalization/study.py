@@ -178,24 +178,26 @@ STUDY = Study(
             "sizes",
             "Left: test accuracy by the number of images that are normalized together; the learning rate is "
             "proportional to the batch size. Dashed: batch norm on smaller parts of the same batch. Right: test "
-            "accuracy by the number of groups. Mean and standard deviation over seeds.",
+            "accuracy by the number of groups. Mean and standard deviation over seeds; points of one number of images "
+            "stand side by side.",
             results.draw_sizes,
-            (12, 4.5),
+            (10.0, 4.4),
         ),
         Picture(
             "gap",
             "Accuracy in training mode and in evaluation mode, on training and test images; mean and "
             "standard deviation over seeds.",
             results.draw_gap,
-            (13, 4.8),
+            (10.5, 4.4),
         ),
         Picture(
             "smoothness",
-            "Steps of 1/2 to 4 learning rates along the gradient, after several numbers of epochs of plain networks: "
-            "range of the loss and range of the change of the gradient (one bar per run), and the largest change "
-            "divided by the distance.",
+            "Steps of 1/2 to 4 learning rates along the gradient, after several numbers of epochs of plain networks "
+            "with batch norm (BN) and without normalization. Left and middle: range of the loss, and range of the "
+            "change of the gradient, one line per run. Right: the largest change divided by the distance; points are "
+            "runs, and lines join geometric means.",
             results.draw_smoothness,
-            (13, 4.2),
+            (10.5, 4.2),
         ),
     ),
 )

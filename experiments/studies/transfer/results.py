@@ -1,4 +1,4 @@
-"""Results of the study of transfer: values, judges, tables, pictures."""
+"""Results of the study of transfer: values, judges, tables."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,7 @@ from typing import Any
 from experiments.studies.transfer.measures import ALL
 from experiments.study import Judge, Outcomes, Table, evidence, needs
 from experiments.study.evidence import POINT
-from experiments.study.figures import bars_by, curves, errorbars, finish, heatmap, legend_below, number_ticks, panels_by
 from experiments.study.verdicts import Judgement, finite, listed, mean, missing, more, spread
-from models.analysis.palette import BLUE, GRAY, RED, YELLOW
 
 # data set: (non-convolutional method, its result, pretrained + classifier, fine-tuned), accuracy or mAP in %
 PUBLISHED = {
@@ -21,10 +19,9 @@ PUBLISHED = {
 }
 HANDCRAFTED, CLASSIFIER = "sift_fv:16", "logistic"  # our counterparts of the first two columns of results
 PER_CLASS = ("caltech101", "aircraft")  # accuracy is reported as the mean over classes
-COLORS = {"scratch": GRAY, "hand-crafted": YELLOW, "classifier": BLUE, "fine-tuned": RED}
 
 
-def _values(outcomes: Outcomes, target: str, how: str, count: Any, diverged: float = math.nan) -> list[float]:
+def values_of(outcomes: Outcomes, target: str, how: str, count: Any, diverged: float = math.nan) -> list[float]:
     """Returns accuracies (or mean average precisions) by seed; `diverged` for a run that diverged.
 
     Fisher vectors represent hand-crafted features, and logistic regression represents classifiers. Both were chosen
@@ -54,11 +51,13 @@ def _score(numbers: Mapping[str, Any], target: str) -> float:
     return numbers[_metric(numbers, target)]
 
 
-def _targets(outcomes: Outcomes) -> list[str]:
+def targets_of(outcomes: Outcomes) -> list[str]:
+    """Returns the data sets to which networks are transferred."""
     return outcomes.where(part="transfer").distinct("target")
 
 
-def _counts(outcomes: Outcomes, target: str) -> list[Any]:
+def counts_of(outcomes: Outcomes, target: str) -> list[Any]:
+    """Returns the numbers of labels per class."""
     return outcomes.where(part="transfer", target=target).distinct("labels")
 
 
@@ -70,8 +69,8 @@ def better(high: str, low: str) -> Judge:
 
     def judge(outcomes: Outcomes) -> Judgement:
         parts, texts = [], []
-        for target in _targets(outcomes):
-            first, second = (_values(outcomes, target, how, ALL, 0.0) for how in (high, low))
+        for target in targets_of(outcomes):
+            first, second = (values_of(outcomes, target, how, ALL, 0.0) for how in (high, low))
             constant = len(second) == 1  # hand-crafted features have no seeds
             parts.append(evidence.above(first, second[0], POINT) if constant else evidence.more(first, second))
             texts.append(f"{target}: {high} {spread(first)}, {low} {spread(second)}")
@@ -82,14 +81,14 @@ def better(high: str, low: str) -> Judge:
 
 def few_labels(outcomes: Outcomes) -> Judgement:
     """Tests whether fine-tuning gains over scratch with the fewest labels, and less with more labels."""
-    target = _targets(outcomes)[0]
+    target = targets_of(outcomes)[0]
     gains = {
         count: [
-            mean(_values(same_seed, target, "fine-tuned", count, 0.0))
-            - mean(_values(same_seed, target, "scratch", count, 0.0))
+            mean(values_of(same_seed, target, "fine-tuned", count, 0.0))
+            - mean(values_of(same_seed, target, "scratch", count, 0.0))
             for _, same_seed in outcomes.groups("seed")
         ]
-        for count in _counts(outcomes, target)
+        for count in counts_of(outcomes, target)
     }
     text = f"gain of fine-tuning over scratch by labels per class: {listed(gains, separator=', ')}"
     if len(gains) < 3:
@@ -101,7 +100,7 @@ def few_labels(outcomes: Outcomes) -> Judgement:
 
 def faster(outcomes: Outcomes) -> Judgement:
     """Compares accuracies after the first tenth of the steps."""
-    runs = outcomes.where(part="transfer", target=_targets(outcomes)[0], labels=ALL)
+    runs = outcomes.where(part="transfer", target=targets_of(outcomes)[0], labels=ALL)
     early = {
         how: [(o.history.get("test") or {"accuracy": [0.0]})["accuracy"][0] for o in runs.where(how=how)]
         for how in ("fine-tuned", "scratch")
@@ -109,11 +108,13 @@ def faster(outcomes: Outcomes) -> Judgement:
     return more(early, start="after a tenth of the steps: ", separator=", ")
 
 
-def _grid(outcomes: Outcomes, width: int, share: float) -> list[float]:
+def on_grid(outcomes: Outcomes, width: int, share: float) -> list[float]:
+    """Returns accuracies of a width that was trained on a share of the source."""
     return outcomes.where(part="grid", width=width, share=share).measured("logistic", "accuracy")
 
 
-def _axes_of_grid(outcomes: Outcomes) -> tuple[list[int], list[float]]:
+def axes_of_grid(outcomes: Outcomes) -> tuple[list[int], list[float]]:
+    """Returns the widths and the shares of the source, ascending."""
     grid = outcomes.where(part="grid")
     return sorted(grid.distinct("width")), sorted(grid.distinct("share"))
 
@@ -127,37 +128,38 @@ def _rises(groups: Mapping[Any, Sequence[float]], start: str) -> Judgement:
 @needs(part="grid")
 def more_data(outcomes: Outcomes) -> Judgement:
     """Tests whether accuracy rises with the share of the source, for the widest network."""
-    (*_, width), shares = _axes_of_grid(outcomes)
-    return _rises({share: _grid(outcomes, width, share) for share in shares}, f"width {width}, by source share: ")
+    (*_, width), shares = axes_of_grid(outcomes)
+    return _rises({share: on_grid(outcomes, width, share) for share in shares}, f"width {width}, by source share: ")
 
 
 @needs(part="grid")
 def bigger(outcomes: Outcomes) -> Judgement:
     """Tests whether accuracy rises with the network's width, with all of the source."""
-    widths, (*_, whole) = _axes_of_grid(outcomes)
-    return _rises({width: _grid(outcomes, width, whole) for width in widths}, "from all of the source, by width: ")
+    widths, (*_, whole) = axes_of_grid(outcomes)
+    return _rises({width: on_grid(outcomes, width, whole) for width in widths}, "from all of the source, by width: ")
 
 
 @needs(part="grid")
 def together(outcomes: Outcomes) -> Judgement:
     """Tests whether the gain from more source data rises with width."""
-    widths, (smallest, *_, largest) = _axes_of_grid(outcomes)
+    widths, (smallest, *_, largest) = axes_of_grid(outcomes)
     seeds = [same_seed for _, same_seed in outcomes.groups("seed")]
     gains = {
-        w: [mean(_grid(same_seed, w, largest)) - mean(_grid(same_seed, w, smallest)) for same_seed in seeds]
+        w: [mean(on_grid(same_seed, w, largest)) - mean(on_grid(same_seed, w, smallest)) for same_seed in seeds]
         for w in widths
     }
     return _rises(gains, "gain from more source data, by width: ")
 
 
-def _logistic(outcomes: Outcomes, part: str, source: str, name: str = "accuracy") -> list[float]:
+def logistic(outcomes: Outcomes, part: str, source: str, name: str = "accuracy") -> list[float]:
+    """Returns a number of logistic regression on the features of a source."""
     return finite(outcomes.where(part=part, source=source, how="classifier").measured("logistic", name))
 
 
 @needs(part="relation")
 def related(outcomes: Outcomes) -> Judgement:
     """Compares a near source with a far one."""
-    return more({name: _logistic(outcomes, "relation", name) for name in ("near", "far", "any")}, separator=", ")
+    return more({name: logistic(outcomes, "relation", name) for name in ("near", "far", "any")}, separator=", ")
 
 
 def _lost(outcomes: Outcomes, source: str, how: str) -> list[float]:
@@ -182,7 +184,7 @@ def biased(how: str) -> Judge:
 def imbalanced(outcomes: Outcomes) -> Judgement:
     """Compares a balanced source with an imbalanced one of the same number of images."""
     return more(
-        {name: _logistic(outcomes, "bias", name) for name in ("balanced", "imbalanced", "clean")}, separator=", "
+        {name: logistic(outcomes, "bias", name) for name in ("balanced", "imbalanced", "clean")}, separator=", "
     )
 
 
@@ -197,10 +199,10 @@ def tables(outcomes: Outcomes) -> list[Table]:
         for name, (method, base, first, tuned) in PUBLISHED.items()
     ]
     ours, by_labels = [], []
-    for target in _targets(outcomes):
-        for count in _counts(outcomes, target):
+    for target in targets_of(outcomes):
+        for count in counts_of(outcomes, target):
             hows = ("hand-crafted", "scratch", "classifier", "fine-tuned")
-            values = [_values(outcomes, target, how, count) for how in hows]
+            values = [values_of(outcomes, target, how, count) for how in hows]
             row = [spread(value) for value in values]
             gain = mean(values[3]) - mean(values[0])
             by_labels.append([target, count, *row])
@@ -217,8 +219,8 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 
 def _table_of_grid(outcomes: Outcomes) -> list[Table]:
-    widths, shares = _axes_of_grid(outcomes)
-    rows = [[width, *(spread(_grid(outcomes, width, share)) for share in shares)] for width in widths]
+    widths, shares = axes_of_grid(outcomes)
+    rows = [[width, *(spread(on_grid(outcomes, width, share)) for share in shares)] for width in widths]
     columns = ["width", *(f"{share:.1%} of the source" for share in shares)]
     return [Table("Source data and size of the network", columns, rows)] if rows else []
 
@@ -228,7 +230,7 @@ def _table_of_sources(outcomes: Outcomes) -> list[Table]:
     for part in ("relation", "bias"):
         for name in outcomes.where(part=part).distinct("source"):
             tuned = _lost(outcomes, name, "fine-tuned")
-            read = [spread(_logistic(outcomes, part, name, number)) for number in ("accuracy", "painted", "changed")]
+            read = [spread(logistic(outcomes, part, name, number)) for number in ("accuracy", "painted", "changed")]
             rows.append([part, name, *read, spread(tuned) if tuned else "—"])
     columns = [
         "part",
@@ -244,7 +246,7 @@ def _table_of_sources(outcomes: Outcomes) -> list[Table]:
 def _methods(outcomes: Outcomes) -> Table:
     """Returns a table of every classifier and every kind of hand-crafted features, with all labels."""
     rows = []
-    for target in _targets(outcomes):
+    for target in targets_of(outcomes):
         runs = outcomes.where(part="transfer", target=target)
         probes = [one[ALL] for one in runs.results("probe")]
         rows += [
@@ -257,79 +259,3 @@ def _methods(outcomes: Outcomes) -> Table:
             for kind, by_count in one.items()
         ]
     return Table("Methods, all labels", ["data set", "features", "classifier", "accuracy"], rows)
-
-
-# -- pictures ------------------------------------------------------------------------------------------------------
-
-
-def draw_labels(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy against labels per class."""
-    target = _targets(outcomes)[0]
-    counts = _counts(outcomes, target)
-    axes = figure.subplots()
-    for how, color in COLORS.items():
-        runs = [_values(outcomes, target, how, count) for count in counts]
-        errorbars(axes, range(len(counts)), runs, color=color, label=how)
-    number_ticks(axes, counts)
-    finish(axes, legend={}, xlabel="labels per class", ylabel=f"accuracy on {target} (%)")
-
-
-def draw_curves(outcomes: Outcomes, figure: Any) -> None:
-    """Draws learning curves with all labels, and with the largest number of labels per class."""
-    target = _targets(outcomes)[0]
-    counts = _counts(outcomes, target)
-    counts_drawn = (ALL, *sorted(count for count in counts if count != ALL)[-1:])
-    counts = [count for count in counts if count in counts_drawn]
-    for axes, count in zip(panels_by(figure, len(counts)), counts, strict=False):
-        for how in ("scratch", "fine-tuned"):
-            runs = [o for o in outcomes.where(part="transfer", target=target, how=how, labels=count) if o.history]
-            curves(axes, runs, "test", "accuracy", how, 100, color=COLORS[how], marker=".")
-        title = "all labels" if count == ALL else f"{count} labels per class"
-        finish(axes, legend={}, xlabel="step", ylabel=f"test accuracy on {target} (%)", title=title)
-
-
-def draw_grid(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy by width and share of the source."""
-    axes, (widths, shares) = figure.subplots(), _axes_of_grid(outcomes)
-    if not widths:
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, "not part of this scale", ha="center")
-        return
-    means = [[100 * mean(_grid(outcomes, width, share)) for share in shares] for width in widths]
-    middle = (max(map(max, means)) + min(map(min, means))) / 2
-    columns = [f"{share:.1%}" for share in shares]
-    image = heatmap(axes, means, list(map(str, widths)), columns, lambda value: value < middle, cmap="viridis")
-    axes.set(xlabel="share of the source", ylabel="width of the network")
-    figure.colorbar(image, label=f"accuracy on {_targets(outcomes)[0]} (%)")
-
-
-def draw_sources(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy on the target by source."""
-    parts = [part for part in ("relation", "bias") if len(outcomes.where(part=part))] or ["relation"]
-    bars = {"accuracy": "unchanged test images", "painted": "with the cue"}
-    for axes, part in zip(panels_by(figure, len(parts)), parts, strict=True):
-        names = outcomes.where(part=part).distinct("source")
-        keys = [key for key in bars if key == "accuracy" or part == "bias"]
-        groups = {key: [_logistic(outcomes, part, name, key) for name in names] for key in keys}
-        width = 0.36 * len(keys)
-        bars_by(axes, groups, {"accuracy": BLUE, "painted": RED}, width, labels=bars, capsize=3)
-        number_ticks(axes, names)
-        finish(axes, ylabel="accuracy on the target (%)", title={"relation": "Its classes", "bias": "Its biases"}[part])
-        if part == "bias":
-            legend_below(figure, axes, ncols=2, fontsize=None)
-
-
-def draw_embedding(outcomes: Outcomes, figure: Any) -> None:
-    """Draws features in two dimensions, colored by class, with one panel per way of training."""
-    titles = {"classifier": "pretrained, unchanged", "scratch": "trained from scratch", "fine-tuned": "fine-tuned"}
-    embedded = outcomes.where(part="transfer").having("embedding")
-    ordered = sorted(embedded, key=lambda outcome: list(titles).index(outcome.labels["how"]))
-    for axes, outcome in zip(panels_by(figure, len(ordered)), ordered, strict=False):
-        embedding = outcome.measured["embedding"]
-        for label, name in enumerate(embedding["classes"]):
-            points = [point for point, index in zip(embedding["x"], embedding["labels"], strict=True) if index == label]
-            if points:
-                axes.scatter(*zip(*points, strict=True), s=6, color=f"C{label % 10}", label=name)
-        axes.set(xticks=[], yticks=[], title=titles[outcome.labels["how"]])
-    if ordered:
-        legend_below(figure, figure.axes[0], ncols=10, fontsize=None, markerscale=2)

@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.studies.transfer import results
+from experiments.studies.transfer import figures, results
 from experiments.studies.transfer.measures import ALL, cue, embedding, handcrafted, logistic, probe
 from experiments.study import Claim, Measure, Picture, Study, Trial, recipe
 from models.errors import UserError
@@ -371,32 +371,35 @@ STUDY = Study(
         Picture(
             "labels",
             "Accuracy on the target by labels per class; mean and standard deviation over seeds.",
-            results.draw_labels,
-            (6.5, 4.2),
+            figures.draw_labels,
+            (7.0, 4.4),
         ),
         Picture(
             "curves",
-            "Learning curves from scratch and after pretraining (fine-tuned); one line per seed.",
-            results.draw_curves,
+            "Learning curves from scratch and after pretraining (fine-tuned): mean over seeds, in a band of one "
+            "standard deviation.",
+            figures.draw_curves,
+            (10.0, 4.4),
         ),
         Picture(
             "grid",
-            "Accuracy of logistic regression on features, by the width of the network and the fraction of the source "
-            "that it was trained on.",
-            results.draw_grid,
-            (6.5, 4.5),
+            "Accuracy of logistic regression on features, by the width of the network and the part of the source that "
+            "it was trained on; mean and standard deviation over seeds.",
+            figures.draw_grid,
+            (6.5, 4.4),
         ),
         Picture(
             "sources",
             "Accuracy of logistic regression on features of networks that were trained on a part of the source, or on "
-            "a biased source.",
-            results.draw_sources,
+            "a biased source; mean and standard deviation over seeds.",
+            figures.draw_sources,
+            (8.0, 4.2),
         ),
         Picture(
             "embedding",
             "Features of test images in two dimensions (t-SNE), colored by class; first seed.",
-            results.draw_embedding,
-            (11.0, 4.6),
+            figures.draw_embedding,
+            (10.5, 4.2),
         ),
     ],
 )

@@ -16,9 +16,10 @@ from typing import Any
 
 from experiments.studies.translation.measures import attention
 from experiments.study import Claim, Judge, Outcomes, Picture, Study, Table, Trial, evidence, recipe
-from experiments.study.figures import finish, legend_below, mean_line
+from experiments.study.figures import finish, history_band, legend_below, percent_axis
 from experiments.study.tables import accuracy, count_of, of_summary, table_by
 from experiments.study.verdicts import Judgement, missing, spread
+from models.analysis.axes import logarithmic
 from models.analysis.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 from models.errors import UserError
 from train.plots.figures import draw_attention
@@ -151,12 +152,11 @@ def _draw_curves(outcomes: Outcomes, figure: Any) -> None:
     left, right = figure.subplots(1, 2)
     for axes, name, scale in ((left, "loss", 1), (right, "accuracy", 100)):
         for (network,), group in outcomes.groups("network"):
-            if line := mean_line(group, "test", name):
-                steps, means = line
-                values = [scale * value for value in means]
-                axes.plot(steps, values, color=COLORS[network], label=network, linewidth=1.4)
-    finish(left, xlabel="step", ylabel="loss on the test split (nats per token)", yscale="log")
-    finish(right, xlabel="step", ylabel="correct tokens (%)")
+            history_band(axes, group, "test", name, scale, color=COLORS[network], label=network)
+        finish(axes, xlabel="step")
+    logarithmic(left, "y")
+    left.set_ylabel("loss on the test split (nats per token)")
+    percent_axis(right, outcomes, "correct tokens (%)")
     legend_below(figure, right, ncols=4)
 
 
@@ -236,13 +236,14 @@ STUDY = Study(
             "Attention of the last decoder block to the English tokens (columns) as it produces each German token "
             "(rows): mean over its heads, full network, seed 0. Tokens that continue a word begin with a dot.",
             _draw_attention,
-            (13, 13),
+            (11.0, 11.0),
         ),
         Picture(
             "curves",
-            "Loss and accuracy per token on the test split, given the reference up to that token; mean over seeds.",
+            "Loss and accuracy per token on the test split, given the reference up to that token; mean over seeds, in "
+            "a band of one standard deviation.",
             _draw_curves,
-            (12, 5),
+            (10.0, 4.6),
         ),
     ),
 )
