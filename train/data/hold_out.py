@@ -1,6 +1,7 @@
 """Splits of a user's set: by their names, or a fifth held out where a split is missing."""
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -25,6 +26,11 @@ _NAMES = {
 def split_of(name: str) -> str:
     """Returns the split that a name such as "Training" or "val" stands for; "" if it stands for none."""
     return _NAMES.get(name.casefold(), "")
+
+
+def split_in(name: str) -> str:
+    """Returns the split that a word of a file's name stands for, as in "imagenet-val-000"; "" if none does."""
+    return next(filter(None, map(split_of, re.split(r"[^A-Za-z]+", name))), "")
 
 
 def opened(split: str, present: Collection[str], open_split: Callable[[str], Source], title: str) -> Source:

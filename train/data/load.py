@@ -19,6 +19,9 @@ KINDS = {
     "tfds:NAME": "train.data.sources.tfds:TfdsSource",
     "folder:PATH": "train.data.sources.folder:FolderSource",
     "arrays:FILE.npz": "train.data.sources.arrays:from_npz",
+    "webdataset:SHARDS": "train.data.sources.webdataset:source",
+    "tar:PATH": "train.data.sources.tars:source",
+    "csv:FILE": "train.data.sources.table:source",
 }
 TEXT_KINDS = ("grammar", "text:FOLDER")  # see sources/text.py
 
