@@ -38,7 +38,8 @@ def opened(split: str, present: Collection[str], open_split: Callable[[str], Sou
 
     "test" is the test split, else the validation split, else a fifth of the training split, of which "train" is then
     the rest. If there are both a test and a validation split, "train_fit" is all of "train". Otherwise, "validation" is
-    a fifth of "train", and "train_fit" is the rest. Other splits are opened by their names.
+    a fifth of "train", and "train_fit" is the rest. Other splits are opened by their names. A set without a training
+    split has no parts, but its validation split stands for "test" if there is none.
 
     Args:
       split: the split to open.
@@ -49,10 +50,13 @@ def opened(split: str, present: Collection[str], open_split: Callable[[str], Sou
     Raises:
       UserError: the set has no such split.
     """
-    allowed = dict.fromkeys([*(PARTS if "train" in present else ()), *present])
-    if split not in allowed:
+    parts = PARTS if "train" in present else ("test",) if "validation" in present else ()
+    if split not in (allowed := dict.fromkeys([*parts, *present])):
         raise choice_error(f"split of {title}", split, list(allowed))
-    base, cuts = plan(split, present)
+    if "train" in present:
+        base, cuts = plan(split, present)
+    else:
+        base, cuts = split if split in present else "validation", []
     source = open_split(base)
     for purpose, is_held_out in cuts:
         # Where images have several classes, all of them count as one class

@@ -5,9 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from train.data.identity import Digest
-
-_CHUNK = 1 << 16  # names that are hashed at once
+_CHUNK = 1 << 16  # names that are listed at once
 
 
 class Names(Sequence[str]):
@@ -43,12 +41,6 @@ class Names(Sequence[str]):
     def joined(self) -> bytes:
         """Returns a blob of these names alone, in their order."""
         return b"".join(self._bytes(0, len(self)))
-
-    def add_to(self, digest: Digest) -> Digest:
-        """Adds all names to a digest, which is returned."""
-        for start in range(0, len(self), _CHUNK):
-            digest.add(b"\0".join(self._bytes(start, start + _CHUNK)))
-        return digest
 
     def _bytes(self, start: int, stop: int) -> Iterator[bytes]:
         for low in range(start, min(stop, len(self)), _CHUNK):

@@ -25,6 +25,7 @@ from train.data.sources import kept, listing
 
 MOST_OPEN = 64  # files that a process holds open at once
 _THREADS = 4
+_CHUNK = 1 << 16  # keys that are hashed at once
 
 Entry = tuple[bytes, str, int, int]  # name, group (a text on which the label depends), offset, size
 Scan = Callable[[int, str, Counter], Iterable[Entry]]  # (descriptor, path, counts of what it leaves out)
@@ -116,7 +117,7 @@ class _Part:
         """Sorts the examples by group and name; raises Damaged if a name is there twice."""
         names, order = Names.of_lengths(blob, self.length), np.argsort(self.code, kind="stable")
         ends = np.cumsum(np.bincount(self.code, minlength=len(self.groups)))
-        for group, start, stop in zip(self.groups, [0, *ends[:-1]], ends, strict=True):
+        for group, start, stop in zip(self.groups, [0, *ends], ends, strict=False):
             texts = [(names[i], i) for i in order[start:stop].tolist()]
             texts.sort()
             order[start:stop] = [i for _, i in texts]
@@ -221,7 +222,10 @@ class TarSource(Source):
 
     def identity(self) -> dict[str, str | int]:
         """Covers all names, sizes and labels, and both ends of a sample of the images, but not how they are packed."""
-        digest = self._names.add_to(Digest()).add_array(self._size).add_array(self._labels).add(self.classes)
+        digest = Digest().add_array(self._size).add_array(self._labels).add(self.classes)
+        for start in range(0, self.count, _CHUNK):
+            keys = [self.key(i) for i in range(start, min(start + _CHUNK, self.count))]
+            digest.add("\0".join(keys).encode("utf-8", "surrogateescape"))
         for i in identity.sample(self.count):
             content = self.fetch([i])[0][0]
             digest.add(content[: identity.EDGE], content[-identity.EDGE :])

@@ -15,10 +15,10 @@ from models.weights.foreign import Damaged
 BLOCK = 512
 LONGEST = 1 << 14  # bytes of a name
 _LARGEST = 1 << 20  # bytes of a pax header, which holds names and times
-_PADDING = 1 << 20  # bytes of zeros that a tar may have behind its end
+_PADDING = 1 << 26  # bytes of zeros that a tar may have behind its end
 _NEAR, _FAR = 1 << 18, 1 << 12  # bytes read at once, where members are small and where they are large
 _CHECKED = 1024  # headers whose checksums are compared at once
-_FILES = b"\007"
+_FILES = (b"0", b"7", b"\0")
 _WITHOUT_CONTENT = b"123456"  # links, devices and folders: their size says nothing
 _SPARSE = b"GNU.sparse."
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")  # what such files begin with
@@ -107,7 +107,7 @@ class _Walk:
             raise Damaged(f"it was cut short: it ends at byte {self.stop:,} without the end mark of a tar")
         if header.count(0) == BLOCK:
             left = self.stop - self.position
-            if left > _PADDING and self._rest_is_not_empty():
+            if left > _PADDING or self._has_more():
                 raise Damaged(f"{left:,} bytes follow its end mark: join tars by tar --concatenate, not by cat")
             return None
         self._headers.append(header)
@@ -177,8 +177,10 @@ class _Walk:
             more = block[504:505] not in (b"", b"\0")
             self._skip(BLOCK, b"(map)")
 
-    def _rest_is_not_empty(self) -> bool:
-        return any(os.pread(self.file, _NEAR, self.position + BLOCK))
+    def _has_more(self) -> bool:
+        """Returns whether anything but zeros follows the end mark."""
+        parts = (os.pread(self.file, min(_NEAR, self.stop - at), at) for at in range(self.position, self.stop, _NEAR))
+        return any(part.count(0) < len(part) for part in parts)
 
 
 def _number(field: bytes) -> int:

@@ -1,10 +1,10 @@
 """Tar files of images in folders, and ImageNet's archives as they are downloaded; nothing is unpacked."""
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,8 @@ _SHOWN = 5
 Folder = tuple[str, ...]  # the parts of a path
 
 
-class Images(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Images:
     """The images of a split.
 
     Attributes:

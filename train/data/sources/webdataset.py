@@ -184,7 +184,7 @@ def _shown(name: bytes) -> str:
 
 def _examples(file: int, left_out: Counter) -> Iterator[tuple[bytes, dict[str, tuple[int, int]]]]:
     """Yields (name, {ending: (offset, size)}) for members that follow each other and have one name."""
-    current, parts = None, {}
+    current, parts = b"", {}
     for name, offset, size, is_file in tar_members.members(file):
         folder, slash, base = name.rpartition(b"/")
         stem, dot, ending = base.partition(b".")
