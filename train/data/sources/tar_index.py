@@ -1,6 +1,6 @@
 """An index of the members of tar files, and sources that read the members by it, without unpacking anything.
 
-A scan says which members of a tar are examples; see webdataset.py and tars.py. The index has 30 bytes and a name per
+A scan says which members of a tar are examples; see webdataset.py and tars.py. The index has 28 bytes and a name per
 example, and is kept in the machine's cache (kept.py).
 """
 
@@ -58,7 +58,8 @@ class Index:
 def index(kind: str, paths: Sequence[str], scan: Scan, by_name: bool = False) -> Index:
     """Returns the index of tar files, the kept one where they have not changed.
 
-    1.3 million members take 8 s the first time and 0.3 s then (two busy cores, headers in the system's cache).
+    1.3 million images in 130 tars take 12 s of a core the first time, and half a second with the kept index; the
+    memory of the process grows by 190 MB at most (AMD EPYC, files in the system's cache).
 
     Args:
       kind: names the scan in the cache.

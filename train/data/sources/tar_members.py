@@ -1,4 +1,4 @@
-"""Reads the headers of a tar file without its contents, and checks them: tarfile takes ten times as long.
+"""Reads the headers of a tar file without its contents, and checks them: tarfile takes three times as long.
 
 All of V7, ustar, GNU's and POSIX's (pax) formats are read, as GNU tar, bsdtar, Python's tarfile and webdataset write
 them: POSIX.1-2017, `pax`, "ustar Interchange Format", and the manual of GNU tar, "Basic Tar Format".
@@ -105,7 +105,7 @@ class _Walk:
             if self.position == self.start:
                 raise Damaged("it is empty, not a tar" if self.start == self.stop else "this is not a tar")
             raise Damaged(f"it was cut short: it ends at byte {self.stop:,} without the end mark of a tar")
-        if header.count(0) == BLOCK:
+        if not header[0] and header.count(0) == BLOCK:
             left = self.stop - self.position
             if left > _PADDING or self._has_more():
                 raise Damaged(f"{left:,} bytes follow its end mark: join tars by tar --concatenate, not by cat")
