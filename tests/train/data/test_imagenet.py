@@ -48,7 +48,7 @@ def test_people_see_words_and_the_record_keeps_ids(tmp_path):
 
             Image.fromarray(pixels[..., 0]).save(tmp_path / "set" / wnid / f"{number}.png")
     data = {"data__source": f"folder:{tmp_path / 'set'}", "data__image_size": 8, "data__crop": "resize"}
-    changes = {"duration": "2 steps", "batch_size": 4, "data__channels": 1, "data__augment": ""}
+    changes = {"duration": "2 steps", "batch_size": 4, "steps_per_call": 1, "data__channels": 1, "data__augment": ""}
     folder = tiny.trained(tmp_path / "run", **data, **changes)
     assert json.loads((folder / "data.json").read_text())["classes"] == [TENCH, HAMMERHEAD]
     assert loaded.load(folder).card["labels"] == ["tench", "hammerhead"]
