@@ -1,4 +1,4 @@
-"""A folder of your own images, with one subfolder per class.
+"""A folder of your own images, with one subfolder per class; with another data.source, tars, shards or a table.
 
     python -m train --config=configs/folder.py:images=/data/flowers --workdir=runs/flowers
 

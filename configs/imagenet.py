@@ -3,6 +3,9 @@
     python -m train.data.prepare imagenet2012         (TFDS says where to put the archives, which need a login)
     python -m train --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50
     python -m train --config=configs/imagenet.py:resnet50,recipe=modern --workdir=runs/resnet50-modern
+    python -m train --config=configs/imagenet.py:resnet50,data=tar:/data/imagenet --workdir=runs/resnet50
+
+The last one reads the archives as they are downloaded, without TFDS; docs/data.md has the other forms.
 
 goyal: learning rate 0.1 x batch / 256 with 5 epochs of warm-up, divided by 10 at epochs 30, 60 and 80; weight decay
 1e-4; the last batch-norm scale of each residual block starts at zero (section 5.1). Published: ResNet-50 76.4% top-1
@@ -24,7 +27,7 @@ STOCHASTIC_DEPTH = rf"{ZERO_GAMMA}|convnext.*|swin.*|vit.*"
 
 
 def get_config(text: str = ""):
-    """Takes the arguments model, norm, recipe (goyal | modern), data (a TFDS name), batch, size."""
+    """Takes the arguments model, norm, recipe (goyal | modern), data (a TFDS name, or any source), batch, size."""
     a = arguments(text, model="resnet50", norm="batch", recipe="goyal", data="imagenet2012", batch=0, size=224)
     if a.recipe not in ("goyal", "modern"):
         raise ValueError(f"unknown recipe '{a.recipe}'; allowed: goyal, modern")
@@ -37,8 +40,8 @@ def get_config(text: str = ""):
     c.eval_batch_size = 512
     c.precision = "bfloat16"
     c.log_every = "100 steps"
-    c.data.source = f"tfds:{a.data}"
-    c.data.test_split = "validation"
+    c.data.source = a.data if ":" in a.data else f"tfds:{a.data}"
+    c.data.test_split = "validation" if c.data.source.startswith("tfds:") else "test"
     c.data.pipeline = "stream"
     c.data.workers = 8
     c.data.image_size = a.size

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.errors import UserError, choice_error
 from train import predict
-from train.data import background, decode, view
+from train.data import background, decode, imagenet, view
 from train.data.view import View
 
 if TYPE_CHECKING:  # training code is imported only when it is needed
@@ -59,7 +59,7 @@ class Job(NamedTuple):
 
     @property
     def classes(self) -> Sequence[str]:
-        return self.run.feed.classes
+        return imagenet.shown(self.run.feed.classes)
 
     @property
     def source(self) -> Any:
@@ -162,13 +162,14 @@ def targets(text: str, subjects: Sequence[Subject], classes: Sequence[str]) -> l
 
 def class_of(name: str, classes: Sequence[str]) -> int:
     """Returns the index of a class, given by its name or number."""
-    if name in classes:
-        return list(classes).index(name)
+    for names in (classes, imagenet.shown(classes)):
+        if name in names:
+            return list(names).index(name)
     if name.isdecimal() and int(name) < len(classes):
         return int(name)
     if name.lstrip("-").isdecimal():
         raise UserError(f"--target={name} is out of range: classes are 0 to {len(classes) - 1}")
-    raise choice_error("--target", name, (*classes, "top1", "label"))
+    raise choice_error("--target", name, (*imagenet.shown(classes), "top1", "label"))
 
 
 def batches(job: Job) -> Any:

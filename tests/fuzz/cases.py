@@ -21,6 +21,7 @@ from experiments.study import ledger
 from models import weights
 from models.compress import file as compressed
 from tests import tfds_sample, tiny
+from tests.train.data import packed
 from train import loop, restore
 from train.data import decode, load
 from train.data.sources import text
@@ -106,6 +107,33 @@ def _make_arrays(folder: Path) -> None:
 def _make_tfds(folder: Path) -> None:
     examples = [(tfds_sample.encode(PICTURE[:8, :8]), i % 3) for i in range(6)]
     tfds_sample.write(folder, "fuzzed", {"train": examples}, shape=(8, 8))
+
+
+def _packed(number: int) -> dict[str, bytes]:
+    return {f"{'cat' if i % 2 else 'dog'}/{i}.png": tfds_sample.encode(PICTURE[:8, i : i + 8]) for i in range(number)}
+
+
+def _make_tar(kind: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / "set.tar").write_bytes(packed.tar(_packed(8), kind))
+
+
+def _make_tars(folder: Path) -> None:
+    (folder / "set.tar").write_bytes(packed.tar({f"{name}.tar": packed.tar(_packed(6)) for name in ("cat", "dog")}))
+
+
+def _make_shard(folder: Path) -> None:
+    (folder / "set.tar").write_bytes(packed.tar(packed.shard(_packed(8))))
+
+
+def _make_table(folder: Path) -> None:
+    packed.write_folder(folder, _packed(8))
+    rows = [f"{name};{name.split('/')[0]};{'train' if i < 5 else 'test'}" for i, name in enumerate(_packed(8))]
+    (folder / "set.csv").write_text("\n".join(["path;label;split", *rows]))
+
+
+def _read_packed(source: str) -> Callable[[Path], str]:
+    sized = {"image_size": 8, "crop": "resize", "on_error": "skip"}
+    return lambda folder: _read_source(source=f"{source.format(folder)}", **sized)
 
 
 def _make_text(folder: Path) -> None:
@@ -265,6 +293,11 @@ CASES = {
     "BMP": image(".bmp"),
     "PPM": image(".ppm"),
     "arrays, .npz": Case(_make_arrays, lambda folder: _read_source(source=f"arrays:{folder / 'set.npz'}")),
+    "tar of images": Case(_make_tar("gnu"), _read_packed("tar:{}/set.tar")),
+    "tar of images, pax": Case(_make_tar("pax"), _read_packed("tar:{}/set.tar")),
+    "tar of tars": Case(_make_tars, _read_packed("tar:{}/set.tar")),
+    "webdataset": Case(_make_shard, _read_packed("webdataset:{}/set.tar")),
+    "table, .csv": Case(_make_table, _read_packed("csv:{}/set.csv"), "set.csv"),
     "TFDS set": Case(_make_tfds, lambda folder: _read_source(source="tfds:fuzzed", dir=str(folder)), "fuzzed/**/*"),
     "parallel text": Case(_make_text, lambda folder: digest(text.read(f"text:{folder}", ("en", "de"), "train"))),
     "weights, .safetensors": Case(_make_safetensors, _read_weights("net.safetensors")),

@@ -12,6 +12,7 @@ from models import command
 from models.analysis.cost import short
 from models.errors import UserError
 from train import adaptive, cli
+from train.data import imagenet
 from train.state import TrainState
 from train.storage.files import write_json
 from train.tasks.multi_exit import exit_costs
@@ -43,7 +44,7 @@ def draw(network: "Network", state: TrainState, folder: Path) -> None:
     from train.plots import figures
 
     results, feed = adaptive.tested(network, state), as_images(network.feed)
-    classes = feed.classes
+    classes = imagenet.shown(feed.classes)
     if adaptive.kind(network) == "blocks":
         what, values = "block", results["computed"]
     else:

@@ -1,6 +1,7 @@
 """Splits of a user's set: by their names, or a fifth held out where a split is missing."""
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -27,12 +28,18 @@ def split_of(name: str) -> str:
     return _NAMES.get(name.casefold(), "")
 
 
+def split_in(name: str) -> str:
+    """Returns the split that a word of a file's name stands for, as in "imagenet-val-000"; "" if none does."""
+    return next(filter(None, map(split_of, re.split(r"[^A-Za-z]+", name))), "")
+
+
 def opened(split: str, present: Collection[str], open_split: Callable[[str], Source], title: str) -> Source:
     """Opens a split of a set, or the part of the training split that stands for it.
 
     "test" is the test split, else the validation split, else a fifth of the training split, of which "train" is then
     the rest. If there are both a test and a validation split, "train_fit" is all of "train". Otherwise, "validation" is
-    a fifth of "train", and "train_fit" is the rest. Other splits are opened by their names.
+    a fifth of "train", and "train_fit" is the rest. Other splits are opened by their names. A set without a training
+    split has no parts, but its validation split stands for "test" if there is none.
 
     Args:
       split: the split to open.
@@ -43,10 +50,13 @@ def opened(split: str, present: Collection[str], open_split: Callable[[str], Sou
     Raises:
       UserError: the set has no such split.
     """
-    allowed = dict.fromkeys([*(PARTS if "train" in present else ()), *present])
-    if split not in allowed:
+    parts = PARTS if "train" in present else ("test",) if "validation" in present else ()
+    if split not in (allowed := dict.fromkeys([*parts, *present])):
         raise choice_error(f"split of {title}", split, list(allowed))
-    base, cuts = plan(split, present)
+    if "train" in present:
+        base, cuts = plan(split, present)
+    else:
+        base, cuts = split if split in present else "validation", []
     source = open_split(base)
     for purpose, is_held_out in cuts:
         # Where images have several classes, all of them count as one class

@@ -66,7 +66,7 @@ def sample(count: int) -> list[int]:
 
 
 def of_files(root: str | Path, names: Sequence[str]) -> str:
-    """Returns a digest of the files `names` below `root`.
+    """Returns a digest of the files `names` below `root`, or anywhere if they are absolute.
 
     It covers all names and sizes, and the first and last EDGE bytes of a sample of SAMPLES files. So it misses a change
     of other bytes that leaves the size as it is.
@@ -76,12 +76,12 @@ def of_files(root: str | Path, names: Sequence[str]) -> str:
     digest, root = Digest(), os.fspath(root)
     for name in names:
         try:
-            size = os.stat(f"{root}/{name}").st_size
+            size = os.stat(os.path.join(root, name)).st_size
         except OSError:  # the file has just disappeared; decoding will report it
             size = None
         digest.add(name_bytes(name), size)
     for index in sample(len(names)):
-        digest.add_file(f"{root}/{names[index]}")
+        digest.add_file(os.path.join(root, names[index]))
     return digest.short()
 
 

@@ -20,6 +20,9 @@ KINDS = {
     "tfds:NAME": "train.data.sources.tfds:TfdsSource",
     "folder:PATH": "train.data.sources.folder:FolderSource",
     "arrays:FILE.npz": "train.data.sources.arrays:from_npz",
+    "webdataset:SHARDS": "train.data.sources.webdataset:source",
+    "tar:PATH": "train.data.sources.tars:source",
+    "csv:FILE": "train.data.sources.table:source",
     "parquet:PATH": "train.data.sources.parquet:source",
     "hf:ORGANIZATION/NAME": "train.data.sources.hub:source",
 }

@@ -15,7 +15,7 @@ class Options:
     "stream": resident.choose), `augment` (augment.build), `mean` and `std` per channel on the scale 0..1.
 
     Attributes:
-      source: a form of load.KINDS, mixture(…) or FILE.py:NAME. The last form names a function
+      source: a form of load.KINDS, mixture(…) or FILE.py:NAME; docs/data.md describes each. The last names a function
         (split, options, ...) -> Source in a user's file; further arguments follow in parentheses, as in
         FILE.py:NAME(x=1). For TFDS, NAME is name, name/config or name:version. An .npz file
         has the arrays SPLIT_image, uint8 [N, H, W, C], and SPLIT_label, [N] or, for several classes per image,

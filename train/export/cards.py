@@ -83,7 +83,7 @@ def read(folder: Path) -> dict[str, Any]:
         "inputs": shape of one example, [1, H, W, C].
         "ingredients", "parameters", "mult_adds": facts about the network.
         "preprocessing": from pixels to the network's input.
-        "labels": names of the classes.
+        "labels": names of the classes; for ImageNet's ids, their words.
         "probabilities": "softmax" or, for several classes per image, "sigmoid".
         "folded": operations that are part of the program.
         "views": the views over which the run's own evaluation averages; the file holds only the network.

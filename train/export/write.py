@@ -12,6 +12,7 @@ import jax
 from models.analysis.cost import analyze
 from models.errors import UserError, choice_error
 from models.weights import torch_names
+from train.data import imagenet
 from train.export import cards, formats, graph, network, push, verify
 from train.export.network import PortableNetwork
 from train.recording import summary
@@ -63,7 +64,7 @@ def card_of(
         "mult_adds": cost.mult_adds,
         "preprocessing": preprocessing(run),
         "views": getattr(run.task, "views", "one"),
-        "labels": list(run.feed.classes),
+        "labels": list(imagenet.shown(run.feed.classes)),
         "probabilities": "sigmoid" if run.feed.label_shape else "softmax",
         "folded": [fold for fold in graph.FOLDS if fold in folds],
         "metrics": dict(metrics),

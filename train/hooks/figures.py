@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from models import command
+from train.data import imagenet
 from train.data.image_feed import ImageFeed
 from train.data.text_feed import TextFeed
 from train.hooks.translation import attention
@@ -66,7 +67,7 @@ class Figures(Hook):
                 mistakes(
                     logits,
                     labels,
-                    run.feed.classes,
+                    imagenet.shown(run.feed.classes),
                     folder / "mistakes.png",
                     image=lambda place: test.example(place, None)["image"],
                     index=indices.tolist(),

@@ -9,6 +9,7 @@ import rich.console
 import models
 from models.analysis.cost import Complexity, analyze, short
 from models.analysis.tables import duration
+from train.data import imagenet
 from train.data.image_feed import ImageFeed
 from train.data.source import Options
 from train.data.sources.tfds import NotPrepared, described
@@ -85,7 +86,7 @@ def _data(run: Run) -> str:
     text = f"{feed.train_count:,} training {feed.unit}, {feed.test_size():,} test {feed.unit}"
     if not isinstance(feed, ImageFeed):
         return f"{text}, a vocabulary of {len(feed.classes):,}"
-    names = ", ".join(feed.classes[:NAMED]) + ", …" * (len(feed.classes) > NAMED)
+    names = ", ".join(imagenet.shown(feed.classes)[:NAMED]) + ", …" * (len(feed.classes) > NAMED)
     return f"{text} of {' x '.join(map(str, feed.image_shape))}, {len(feed.classes):,} classes ({names})"
 
 

@@ -23,7 +23,11 @@ _FILE = re.compile(r"""[^|('"\s][^|('"]*\.py(?=:)""")  # in FILE.py:NAME, as par
 _RECORDED = {
     "init_from": re.compile(r"\A(?!hf:|torchvision:|https?://).+", re.DOTALL | re.IGNORECASE),
     "data.dir": re.compile(".+", re.DOTALL),
-    "data.source": re.compile("(?<=^folder:).+|(?<=^text:).+|(?<=^arrays:).+", re.DOTALL),
+    "data.source": re.compile(
+        "(?<=^folder:).+|(?<=^text:).+|(?<=^arrays:).+|(?<=^tar:).+|(?<=^csv:).+?(?=\\([^()]*\\)$|$)"
+        "|(?:(?<=^webdataset:)|(?<=::)).+?(?=::|$)",
+        re.DOTALL,
+    ),
     "optimizer.prune": re.compile(r"""(?<=['"])[^'"]*\.json(?=['"])"""),
 }
 

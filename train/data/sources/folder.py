@@ -52,6 +52,9 @@ class FolderSource(Source):
     def name(self, index: int) -> str:
         return identity.shown(str(self.root / self.files[index]))
 
+    def key(self, index: int) -> str:
+        return self.files[index]
+
     def known_labels(self) -> np.ndarray:
         return np.array(self.labels, np.int32)
 

@@ -35,14 +35,23 @@ def folders(path: str) -> list[str]:
     return sorted(
         entry.name
         for entry in _entries(path)
-        if not _is_hidden(entry.name) and _kind(entry) == "folder" and not _is_run(entry.path)
+        if not is_hidden(entry.name) and _kind(entry) == "folder" and not _is_run(entry.path)
+    )
+
+
+def tars(path: str) -> list[str]:
+    """Returns the sorted paths of the tar files in a folder, without hidden ones."""
+    return sorted(
+        entry.path
+        for entry in _entries(path)
+        if ending(entry.name) == ".tar" and not is_hidden(entry.name) and _kind(entry) == "file"
     )
 
 
 def holds_images(path: str) -> bool:
     """Returns True if an image lies directly in a folder."""
     return any(
-        _is_image(entry.name) and not _is_hidden(entry.name) and _kind(entry) == "file" for entry in _entries(path)
+        is_image(entry.name) and not is_hidden(entry.name) and _kind(entry) == "file" for entry in _entries(path)
     )
 
 
@@ -50,9 +59,9 @@ def beside(path: str) -> Counter:
     """Counts, by reason, the entries of a folder of folders that are not searched for images."""
     left_out = Counter()
     for entry in _entries(path):
-        if _is_hidden(entry.name):
+        if is_hidden(entry.name):
             left_out[_HIDDEN] += _count(entry)
-        elif _is_image(entry.name) and _kind(entry) == "file":
+        elif is_image(entry.name) and _kind(entry) == "file":
             left_out["outside of the folders"] += 1
         elif _is_run(entry.path):
             left_out[_RUN] += 1
@@ -82,14 +91,14 @@ def images(root: str, folder: str) -> tuple[list[str], Counter]:
         visited.add(key)
         for entry in _entries(path):
             kind = _kind(entry)
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 left_out[_HIDDEN] += _count(entry)
             elif kind == "folder" and _is_run(entry.path):
                 left_out[_RUN] += 1
             elif kind == "folder":
                 (links if entry.is_symlink() else pending).append(f"{name}/{entry.name}")
-            elif not _is_image(entry.name):
-                left_out[_ending(entry.name) or "without an ending"] += 1
+            elif not is_image(entry.name):
+                left_out[ending(entry.name) or "without an ending"] += 1
             elif kind == "file":
                 names.append(f"{name}/{entry.name}")
             else:
@@ -108,7 +117,8 @@ def words(left_out: Counter) -> str:
     return ", ".join(f"{counts[reason]:,} {shown(reason)}" for reason in order)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or folder is one that people do not see, or that a system left behind."""
     return name.startswith(".") or name.casefold() in _DROPPINGS
 
 
@@ -117,12 +127,14 @@ def _is_run(path: str) -> bool:
     return os.path.isfile(f"{path}/config.json") and os.path.isdir(f"{path}/checkpoints")
 
 
-def _ending(name: str) -> str:
+def ending(name: str) -> str:
+    """Returns the ending of a file's name in lower case, with its dot; "" if there is none."""
     return os.path.splitext(name)[1].lower()
 
 
-def _is_image(name: str) -> bool:
-    return _ending(name) in endings()
+def is_image(name: str) -> bool:
+    """Returns whether a file's name ends as that of a picture."""
+    return ending(name) in endings()
 
 
 def _kind(entry: os.DirEntry) -> str:

@@ -6,6 +6,7 @@ So training shuffles the groups, and then the images within a window of groups; 
 
 import bisect
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -20,14 +21,23 @@ from train.data import hold_out, identity
 from train.data.options import Options
 from train.data.source import Indices, Label, Source
 from train.data.sources import parquet_files
+from train.setup import spec
 from train.storage.remote import fetched
 
 CACHE = 256 << 20  # bytes of row groups that a process keeps
 MOST_GROUPS = 64
 
 
+_FORM = re.compile(r"(.*?)(\([^()]*=[^()]*\))?", re.DOTALL)
+
+
+def arguments(image: str = "", label: str = "") -> dict[str, str]:
+    """Takes the arguments in `data.source`, the columns of images and labels: parquet:PATH(image=photo, label=breed)."""
+    return {"image": image, "label": label}
+
+
 def source(text: str, split: str, options: Options) -> Source:
-    """Returns a split of the parquet files in a folder, or of one file: PATH, or PATH?image=COLUMN&label=COLUMN.
+    """Returns a split of the parquet files in a folder, or of one file: PATH, or PATH(…) with `arguments`.
 
     The split of a file is in its name (train-00000-of-00294.parquet) or that of a folder above it (train/0000.parquet).
     Files without a split are training files.
@@ -35,8 +45,10 @@ def source(text: str, split: str, options: Options) -> Source:
     Raises:
       UserError: there are no such files, columns or split, or a file is damaged.
     """
-    path, _, chosen = text.partition("?")
-    return in_folder(fetched(path), _options(chosen, options.source), split, options)
+    match = _FORM.fullmatch(text)
+    assert match is not None  # the pattern takes any text
+    chosen = spec.resolve_one("data.source", f"parquet{match[2] or ''}", {"parquet": arguments})
+    return in_folder(fetched(match[1]), {name: column for name, column in chosen.items() if column}, split, options)
 
 
 def in_folder(root: Path, chosen: Mapping[str, str], split: str, options: Options) -> Source:
@@ -48,14 +60,6 @@ def in_folder(root: Path, chosen: Mapping[str, str], split: str, options: Option
         column = parquet_files.columns(first[0], chosen)
     classes = column.classes or parquet_files.classes(first, column)
     return hold_out.opened(split, files, lambda name: ParquetSource(files[name], column, classes, options), title)
-
-
-def _options(text: str, name: str) -> dict[str, str]:
-    """Returns {"image": column, "label": column} of "image=…&label=…"."""
-    pairs = [part.partition("=") for part in text.split("&") if part]
-    if any(key not in ("image", "label") or not column for key, _, column in pairs):
-        raise UserError(f"data.source={name}: after '?' are columns, as in ?image=COLUMN&label=COLUMN")
-    return {key: column for key, _, column in pairs}
 
 
 class ParquetSource(Source):

@@ -94,7 +94,9 @@ def columns(file: Path, names: Mapping[str, str]) -> Column:
         if not fitting:
             listed = ", ".join(f"{field.name} ({_kind(field.type)})" for field in schema)
             what = {"image": "images (bytes, or structs with bytes)", "label": "labels (integers or texts)"}[of]
-            raise Damaged(f"no column of {what}; its columns are {listed}; ?image=COLUMN&label=COLUMN names others")
+            raise Damaged(
+                f"no column of {what}; its columns are {listed}; parquet:PATH(image=COLUMN, label=COLUMN) names others"
+            )
         chosen[of] = fitting[0]
     kind = schema.field(chosen["label"]).type
     return Column(

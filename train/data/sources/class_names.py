@@ -1,0 +1,67 @@
+"""Classes of sets whose labels are texts: numbers, or the names of the classes."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.errors import UserError
+from models.weights.foreign import reading
+from train.data.sources.arrays import MOST_CLASSES
+
+FILES = ("classes.txt", "classnames.txt", "class_names.txt")  # one name per line, beside the files of a set
+_LARGEST = 1 << 24  # bytes of such a file
+_LONGEST = 200  # characters of a name
+
+
+def are_numbers(labels: Iterable[str]) -> bool:
+    """Returns whether all labels are whole numbers from 0."""
+    return all(label.isascii() and label.isdigit() for label in labels)
+
+
+def classes(labels: Sequence[str], beside: Iterable[Path] = ()) -> tuple[tuple[str, ...], Path | None]:
+    """Returns the names of the classes, and the file that lists them.
+
+    Without such a file, names are the numbers up to the largest, or the sorted labels if these are no numbers.
+
+    Args:
+      labels: the labels of the training set, each once.
+      beside: files of the set; a list of names is looked for in their folders, and in the folders above these.
+
+    Raises:
+      UserError: the file has a name twice, or there are too many classes.
+    """
+    folders = dict.fromkeys(path.absolute().parent for path in beside)
+    for folder in dict.fromkeys([*folders, *(folder.parent for folder in folders)]):
+        for path in (folder / file for file in FILES):
+            if path.is_file():
+                return _listed(path), path
+    if long := next((label for label in labels if len(label) > _LONGEST), None):
+        raise UserError(f"'{long[:60]}…' is no label: it has {len(long):,} characters; allowed: {_LONGEST}")
+    if not are_numbers(labels):
+        return tuple(sorted(labels)), None
+    count = max(map(int, labels), default=-1) + 1
+    if count > MOST_CLASSES:
+        raise UserError(f"the label {count - 1} is beyond the {MOST_CLASSES:,} classes that numbers can name")
+    return tuple(map(str, range(count))), None
+
+
+def labels(texts: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Returns the number of the class of each text, int32, and -1 for texts that are no class."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    if are_numbers(texts):
+        found = [int(text) if len(text) < 10 and int(text) < len(classes) else -1 for text in texts]
+    else:
+        found = [numbers.get(text, -1) for text in texts]
+    return np.array(found, np.int32)
+
+
+def _listed(path: Path) -> tuple[str, ...]:
+    with reading(path, "text"), path.open("rb") as file:
+        names = [line.strip() for line in file.read(_LARGEST).decode("utf-8-sig").splitlines() if line.strip()]
+    if not names:
+        raise UserError(f"{path}: it lists no class")
+    if len(set(names)) < len(names):
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise UserError(f"{path}: '{twice}' is there twice")
+    return tuple(names)
