@@ -21,7 +21,7 @@ help:
 	@echo "make train     train configs/digits.py in runs/digits (about a minute)"
 	@echo "make check     lint, and the unit tests that train no runs and start no processes (less than a minute)"
 	@echo "make test      every kind of test, of relatives that share code a few (about 5 minutes on two cores); what CI runs"
-	@echo "make test-all  all tests, compiled as users compile, and for TPUs (the extra topology); CI_FULL=1 .ci/run"
+	@echo "make test-all  all tests, compiled as users compile, for TPUs, and trackers (extras); CI_FULL=1 .ci/run"
 	@echo "make fuzz      mutates each kind of file that is read, and counts crashes, hangs and silent changes ($(FUZZ_SECONDS) s)"
 	@echo "make lint      ruff and pyright"
 	@echo "make docs      build/docs: the pages and the API as one site (the extra docs); fails on a broken link"
@@ -51,7 +51,7 @@ test: $(READY)
 	  -o junit_suite_name="$$(git describe --always --exclude='*' --dirty=+changes --abbrev=12 2>/dev/null)"
 
 test-all: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[topology]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[topology,wandb,mlflow]'
 	XLA_FLAGS=--xla_backend_optimization_level=3 $(PYTEST) -m ""
 
 fuzz: $(READY)

@@ -51,7 +51,8 @@ def base() -> ConfigDict:
     c.checkpoint_every = "1 epoch"
     # Number of latest checkpoints to keep, besides the best one.
     c.keep_checkpoints = 2
-    # Hooks, which do work besides training, separated by "|"; recalibrate(batches) and bleu(beam) take arguments.
+    # Hooks, which do work besides training, separated by "|"; recalibrate(batches), bleu(beam), wandb(project) and
+    # mlflow(experiment, uri) take arguments.
     c.hooks = "figures"
 
     # The task decides what is trained and with which loss (train/tasks).

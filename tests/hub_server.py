@@ -13,7 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_of_the_test"
-_RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_RESOLVE = re.compile(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_INFO = re.compile(r"/api/(datasets/[^/]+/[^/]+)/(?:revision|tree)/([^/]+)/?")
 
 
 class Hub:
@@ -21,7 +22,7 @@ class Hub:
 
     Attributes:
       url: Its address.
-      repositories: {name: {file: bytes}}.
+      repositories: {name: {file: bytes}}; the name of a data set begins with datasets/.
       private, gated: Names of repositories that need TOKEN, or that nobody may read.
       files: {path: bytes} of files that are no repository's.
       commits: Revisions of each repository; the last one is "main".
@@ -124,6 +125,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(path.rpartition("/")[2], hub.files[path], {}, with_body)
         elif match := _RESOLVE.fullmatch(path):
             self._resolve(*match.groups(), with_body)
+        elif (match := _INFO.fullmatch(path)) and match[1] in hub.repositories:
+            files = hub.repositories[match[1]]
+            if match[2] not in ("main", "v1", hub.commit(match[1])):
+                self._error(404, "RevisionNotFound")
+            elif "/tree/" in path:
+                self._json(
+                    [{"type": "file", "path": name, "size": len(body), "oid": ""} for name, body in files.items()]
+                )
+            else:
+                self._json({"id": match[1], "sha": hub.commit(match[1]), "siblings": [{"rfilename": n} for n in files]})
         else:
             self._error(404, "RepoNotFound")
 

@@ -1,4 +1,4 @@
-"""What a figure shows: the texts that are drawn in it, where, and which of them collide.
+"""Texts of a figure: where they are drawn, and which of them collide.
 
 with pictures.recorded() as figures:
     results.draw(tmp_path / "x.png")

@@ -23,10 +23,16 @@ configs/test_every_config.py
 configs/test_transfer.py
     test_the_command_of_features_and_classifiers                    0  train/probing, train/test_cli.py
     test_every_stage_of_a_family_has_its_group                      2  the other families
+experiments/test_compare.py
+    test_any_name_is_shown_in_every_file                            4  the other names
+    test_the_command_refuses_in_one_line                            1  the other mistakes
 experiments/test_evidence.py
     test_no_more_than_5_percent_of_verdicts_are_false               2  the other outcomes
 experiments/test_explain.py
     test_the_command_writes_pictures_and_says_what_the_network_says 0  test_rows_equal_the_maps_of_the_methods
+experiments/test_report_page.py
+    test_everything_can_be_read                                     4  the other widths and colors
+    test_links_lead_to_what_can_be_seen                             1  the other widths
 experiments/test_studies.py
     test_tables_and_pictures                                       12  the other worlds of a study
 experiments/test_trials.py

@@ -1,5 +1,7 @@
 """Trains, resumes or describes the run of a config. See `python -m train --help`."""
 
+import shlex
+
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -13,6 +15,7 @@ USAGE = """Trains and evaluates the network that a config describes, or resumes 
     python -m train --config=configs/cifar10.py:resnet56 --dry_run
     python -m train --config=configs/imagenet.py:resnet50 --dry_run --topology=v5e:4x4
     python -m train --config=configs/digits.py --config.duration="40 epochs" --workdir=runs/digits --extend
+    python -m train --workdir=runs/digits --evaluate=folder:/data/other_digits
 
 configs/base.py documents every key. The same command resumes an interrupted run. On a cluster, run the same command on
 every host with --distributed. Elsewhere, use --coordinator, --processes and --process; only --process differs by host.
@@ -35,6 +38,16 @@ TOPOLOGY = flags.DEFINE_string(
 )
 EXTEND = flags.DEFINE_bool(
     "extend", False, "Train the run in --workdir on to a longer --config.duration; its optimizer's state is kept."
+)
+EVALUATE = flags.DEFINE_string(
+    "evaluate",
+    None,
+    "Evaluate the finished run in --workdir on another set with its classes: a source as in data.source, or "
+    "imagenet-v2, imagenet-a, imagenet-r, imagenet-sketch, imagenet-real or imagenet-c/CORRUPTION/SEVERITY.",
+)
+SPLIT = flags.DEFINE_string("split", None, "With --evaluate: the split; default: test.")
+CLASS_MAP = command.define_path(
+    "class_map", None, "With --evaluate: CSV file with rows NAME IN THE SET,NAME IN THE RUN; the latter may be empty."
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Train with several processes that JAX finds by Slurm, Open MPI, Kubernetes or TPU pods."
@@ -65,12 +78,29 @@ def forecast_run(config: ConfigDict) -> int:
     return 0
 
 
+def evaluate_run(folder: str | None) -> int:
+    """Evaluates the run of --workdir on the set of --evaluate, and prints the metrics; returns the exit code."""
+    from models.errors import UserError
+
+    if not folder:
+        raise UserError("--evaluate needs the folder of a finished run, --workdir")
+    from train import elsewhere
+
+    results = elsewhere.evaluate(folder, EVALUATE.value or "", SPLIT.value or "", CLASS_MAP.value or "")
+    command.console().print(elsewhere.table(results, folder))
+    return 0
+
+
 def main() -> int:
-    """Trains or describes one run; returns the exit code."""
+    """Trains, evaluates or describes one run; returns the exit code."""
     import psutil
 
     from models.errors import UserError
 
+    if EVALUATE.value:
+        return evaluate_run(WORKDIR.value)
+    if SPLIT.value or CLASS_MAP.value:
+        raise UserError("--split and --class_map belong to --evaluate; add it")
     started = psutil.Process().create_time()
     config = CONFIG()
     if LAYERS.value and not DRY_RUN.value:
@@ -109,6 +139,7 @@ def main() -> int:
                 console.print(line, soft_wrap=True, markup=False, highlight=False)
             return EXIT_CODE.value
         console.print(summary.table(result, WORKDIR.value))
+        console.print(f"tensorboard --logdir={shlex.quote(str(WORKDIR.value))}", soft_wrap=True, highlight=False)
     return 0
 
 

@@ -1,6 +1,7 @@
 """The training loop: every experiment, task, pruning run and study goes through `train`."""
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import rich.console
 from models.errors import UserError
 from train.devices import multihost
 from train.interruption import Interruption
-from train.recording import summary
+from train.recording import summary, tracking
 from train.recording.recorder import Recorder, check_finite, check_finite_shards
 from train.run import Run, build_run
 from train.setup import extension
@@ -235,6 +236,7 @@ class _Training:
         self._results: dict[str, Any] = {}  # results of the evaluation after step `_done`, if there was one
         self._started, self._end = started, end
         self._began = started - saved["seconds"]  # as if earlier, interrupted processes had been part of this one
+        self._trackers = tracking.start(run, folder.path, functools.partial(_say, console)) if self._is_primary else []
         self._recorder = Recorder(
             folder.path if self._is_primary else None,
             console,
@@ -244,6 +246,7 @@ class _Training:
             unit=run.feed.unit,
             log_every=run.every["log"],
             before=saved["recorder"],
+            trackers=self._trackers,
         )
 
     def finish(self) -> dict[str, Any]:
@@ -263,7 +266,7 @@ class _Training:
                         recorder.resume()
             return self._conclude()
         finally:
-            recorder.close()
+            self._close("failed")  # unless it is closed already
 
     def _after_call(self, count: int, interrupted: bool) -> bool:
         """Evaluates and saves if due after a dispatch of `count` steps; returns whether either was due."""
@@ -303,6 +306,7 @@ class _Training:
         """Waits for the checkpoint of an interrupted run; returns the result of `train`."""
         self._wait()
         self._recorder.say(f"{interrupted}: saved at step {self._done} of {self._run.total}; the same command resumes")
+        self._close("stopped")
         return {"interrupted": interrupted, "step": self._done}
 
     def _conclude(self) -> dict[str, Any]:
@@ -316,6 +320,7 @@ class _Training:
         )
         if not is_last:
             recorder.say(f"paused: saved at step {self._done} of {run.total}")
+            self._close("stopped")
             return result
         if skipped := run.feed.skipped_line():
             recorder.say(f"warning: {skipped}")
@@ -327,4 +332,11 @@ class _Training:
             if extensions := self._folder.extensions():
                 result["extended"] = extensions
             write_json(self._folder.path / "summary.json", result)
+        self._close("finished", result)
         return result
+
+    def _close(self, state: str, result: Mapping[str, Any] | None = None) -> None:
+        """Closes the recorder's files and the trackers, once; see `train.recording.tracking.Tracker.end`."""
+        self._recorder.close()
+        while self._trackers:
+            self._trackers.pop().close(state, result or {})

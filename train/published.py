@@ -66,7 +66,12 @@ def _config(where: str, card: dict[str, Any]) -> dict[str, Any]:
     facts, config = card["preprocessing"], _base()().to_dict()
     fields = {name: value for name, value in card["fields"].items() if name not in ("num_classes", "image_size")}
     data = {name: facts[name] for name in ("channels", "crop", "eval_crop", "exif", "interpolation")}
-    data |= {"source": where, "image_size": facts["size"], "mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
+    data |= {
+        "source": f"weights:{where}",
+        "image_size": facts["size"],
+        "mean": tuple(facts["mean"]),
+        "std": tuple(facts["std"]),
+    }
     return {
         **config,
         "duration": "1 steps",

@@ -1,6 +1,6 @@
 """Accuracy against cost: published ImageNet top-1 beside the counted costs of our networks. See --help."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,7 @@ COLORS = {
     "Swin": PINK,
     "ConvNeXt": CYAN,
 }
+SHORT = ("ViT", "Swin", "ConvNeXt")  # families whose labels are a letter, so that their name stands before it
 COSTS = {  # field of cost.Layer and cost.Complexity: (title, unit)
     "mult_adds": ("mult-adds", ""),
     "params": ("parameters", ""),
@@ -105,16 +106,6 @@ EARLY = {
     "ResNet-34": ("resnet34", {}),
     "ResNet-50, stem without stride": ("resnet50", {"stem": "cifar"}),
 }
-PLACES = (
-    (6, 0, "left", "center"),
-    (-6, 0, "right", "center"),
-    (0, 5, "center", "bottom"),
-    (0, -5, "center", "top"),
-    (4, 4, "left", "bottom"),
-    (4, -4, "left", "top"),
-    (-4, 4, "right", "bottom"),
-    (-4, -4, "right", "top"),
-)
 
 
 def count(name: str, fields: Mapping[str, Any] | None = None) -> Any:
@@ -136,65 +127,40 @@ def by_resolution(cost: Any, field: str) -> dict[int, int]:
     return sums
 
 
-def label(axes: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes (x, y, text, color) beside each point, where it hides the fewest points and earlier texts."""
-    from matplotlib.transforms import Bbox
-
-    def covered(box):
-        shared = [Bbox.intersection(box, other) for other in occupied]
-        outside = box.x0 < inside.x0 or box.x1 > inside.x1
-        return sum(part.width * part.height for part in shared if part) + 1e6 * outside
-
-    axes.figure.draw_without_rendering()  # fixes the position of the axes
-    inside = axes.get_window_extent()
-    markers = axes.transData.transform([point[:2] for point in points])
-    occupied = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in markers]
-    for x, y, text, hue in points:
-        notes = [
-            axes.annotate(text, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=hue, fontsize=8)
-            for dx, dy, ha, va in PLACES
-        ]
-        boxes = [note.get_window_extent() for note in notes]
-        best = min(range(len(boxes)), key=lambda i: covered(boxes[i]))
-        occupied.append(boxes[best])
-        for note in notes[:best] + notes[best + 1 :]:
-            note.remove()
-
-
 def draw_tradeoff(costs: Mapping[str, Any], field: str, path: Path) -> None:
     """Draws the published top-1 of every network against one of its costs, on a logarithmic axis."""
     from matplotlib.ticker import EngFormatter
 
+    from experiments.bench.labels import label
     from models.analysis import drawing
     from train.plots.figures import tidy
 
     title, unit = COSTS[field]
-    with drawing.figure(path, (9, 6)) as figure:
+    with drawing.figure(path, (8.5, 5.6)) as figure:
         axes = figure.subplots()
         points = []
-        for family, color in COLORS.items():
-            for modern in (False, True):
-                names = [name for name, entry in PUBLISHED.items() if (entry.family, entry.modern) == (family, modern)]
-                xs, ys = [getattr(costs[name], field) for name in names], [PUBLISHED[name].top1 for name in names]
-                if names:
-                    axes.plot(
-                        xs,
-                        ys,
-                        "o",
-                        color=color,
-                        markerfacecolor="white" if modern else color,
-                        label=f"{family}, modern recipe" if modern else family,
-                    )
-                points += [(x, y, PUBLISHED[name].label, color) for x, y, name in zip(xs, ys, names, strict=True)]
+        for name, entry in PUBLISHED.items():
+            x, y, color = getattr(costs[name], field), entry.top1, COLORS[entry.family]
+            axes.plot(x, y, "o", color=color, markersize=5, markerfacecolor="white" if entry.modern else color)
+            text = f"{entry.family} {entry.label}" if entry.family in SHORT else entry.label
+            points.append((x, y, text, color))
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(EngFormatter(unit))
         axes.set(
-            xlabel=title if field == "params" else f"{title}, one image of {SIZE} x {SIZE}", ylabel="published top-1, %"
+            xlabel=title if field == "params" else f"{title}, one image of {SIZE} x {SIZE}",
+            ylabel="published top-1 accuracy (%)",
         )
         axes.margins(x=0.08)
-        tidy(axes, grid="both")
-        axes.legend(loc="lower right")
-        label(axes, points)
+        tidy(axes)
+        handles = [axes.plot([], [], "o", color=color, label=family)[0] for family, color in COLORS.items()]
+        handles += axes.plot([], [], "o", color=BLACK, markerfacecolor="white", label="modern recipe")
+        figure.legend(handles=handles, loc="outside lower center", ncols=5)
+        label(axes, points, size=7.5)
+
+
+def _percent(share: float) -> str:
+    """Returns the label of a bar; "" where it is too small to be seen."""
+    return f"{share:.0%}" if share >= 0.005 else ""
 
 
 def draw_early(costs: Mapping[str, Any], path: Path) -> None:
@@ -205,7 +171,7 @@ def draw_early(costs: Mapping[str, Any], path: Path) -> None:
     from models.analysis.cost import short
 
     shown = list(EARLY)[:2]
-    with drawing.figure(path, (11, 7)) as figure:
+    with drawing.figure(path, (9.5, 6.2)) as figure:
         for axes, (field, (title, unit)) in zip(figure.subplots(2, 2).flat, COSTS.items(), strict=True):
             both = [by_resolution(costs[name], field) for name in shown]
             for i, (name, sums, color) in enumerate(zip(shown, both, (COLORS["VGG"], COLORS["ResNet"]), strict=True)):
@@ -217,11 +183,11 @@ def draw_early(costs: Mapping[str, Any], path: Path) -> None:
                     label=f"{name}: {short(sum(sums.values()))}{unit}",
                 )
                 axes.bar_label(
-                    bars, [f"{value / sum(sums.values()):.0%}" for value in sums.values()], fontsize=8, padding=1
+                    bars, [_percent(value / sum(sums.values())) for value in sums.values()], fontsize=7.5, padding=1
                 )
             axes.set_xticks(range(len(both[0])), ["vector" if height == 1 else f"{height}²" for height in both[0]])
             axes.yaxis.set_major_formatter(EngFormatter(unit))
-            axes.set_title(title, fontsize=11)
+            axes.set_title(title)
             axes.margins(y=0.12)
             axes.legend()
         figure.supxlabel("resolution of the layer's output")

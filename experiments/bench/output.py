@@ -4,12 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
-
 from experiments.bench import targets
-from models.analysis import drawing
-from models.analysis.palette import BLUE, GRAY
+from experiments.bench.charts import charts
 from models.analysis.tables import markdown_table
 from train.storage.files import read_json, write_atomically, write_json
 
@@ -49,8 +45,6 @@ relative to the first row of the case; "times the peer's best": relative to the 
 tf.data's); above 1 is faster. "of the ceiling": model FLOPs utilization, 2 x mult-adds forward and twice that backward,
 over the fastest
 square matrix product of the run."""
-SWEPT = {"batch": "images per step", "resolution": "height and width, pixels", "devices": "devices"}
-COLORS = {"step": BLUE, "forward": "#93b5d3"}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -128,76 +122,3 @@ def markdown(result: Mapping[str, Any], judged: Sequence[Mapping[str, Any]], pic
             ),
         ]
     return "\n\n".join(parts) + "\n"
-
-
-def charts(folder: Path, rows: Sequence[Mapping[str, Any]], device: str) -> list[str]:
-    """Draws bench.png, ours against the peer's best, and one chart per sweep; returns the names of the drawn files."""
-    charts = []
-    compared = [row for row in rows if "times_best" in row and "sweep" not in row and row["subject"] != "matmul"]
-    if compared:
-        with drawing.figure(folder / "bench.png", (11, 1.5 + 0.28 * len(compared))) as figure:
-            ratios(figure, compared, device)
-        charts.append("bench.png")
-    for case in dict.fromkeys(row["case"] for row in rows if "sweep" in row and "ms" in row):
-        swept = [row for row in rows if row["case"] == case and "ms" in row]
-        name = f"{swept[0]['subject'].replace('/', '-')}.png"
-        panels = panels_of(swept)
-        with drawing.figure(folder / name, (5 * len(panels), 4)) as figure:
-            lines(figure, swept, panels, device)
-        charts.append(name)
-    return charts
-
-
-def ratios(figure: Figure, rows: Sequence[Mapping[str, Any]], device: str) -> None:
-    """Draws one bar per row: how many times as fast as the peer's best."""
-    axes = figure.subplots()
-    bars = axes.barh(
-        range(len(rows)),
-        [row["times_best"] for row in rows],
-        height=0.75,
-        color=[COLORS.get(row["what"], GRAY) for row in rows],
-    )
-    axes.bar_label(bars, [f"{row['times_best']:.2f}" for row in rows], padding=3, fontsize=8)
-    axes.set_yticks(range(len(rows)), [f"{row['case']}: {row['what']}, {row['who']}" for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_xlabel("times as fast as the fastest peer (1: equal; to the right, ours is faster)")
-    axes.set_title(f"Speed beside PyTorch on {device}", fontsize=11)
-    axes.margins(x=0.1, y=0.01)
-
-
-def panels_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Returns {key of a row: label} of a sweep's panels; the accelerator's peak memory is among them if known."""
-    panels = {"images_per_second": "images/s", "ms": "ms per call"}
-    if any("device_peak_mib" in row for row in rows):
-        panels["device_peak_mib"] = "peak memory of the device, MiB"
-    return panels
-
-
-def lines(figure: Figure, rows: Sequence[Mapping[str, Any]], panels: Mapping[str, str], device: str) -> None:
-    """Draws the panels of `panels_of` over the values of a sweep."""
-    drawn = figure.subplots(1, len(panels))
-    for axes, (key, unit) in zip(drawn, panels.items(), strict=True):
-        for what, who in dict.fromkeys((row["what"], row["who"]) for row in rows):
-            points = [
-                (row["value"], row[key]) for row in rows if (row["what"], row["who"]) == (what, who) and key in row
-            ]
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    marker="o",
-                    markersize=4,
-                    label=f"{who}, {what}",
-                    linestyle="-" if what == "step" else "--",
-                )
-        values = sorted({row["value"] for row in rows})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(values, [str(value) for value in values])
-        axes.minorticks_off()
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(EngFormatter())
-        axes.set_xlabel(SWEPT[rows[0]["sweep"]])
-        axes.set_ylabel(unit)
-        axes.grid()
-    drawn[-1].legend(fontsize=8)
-    figure.suptitle(f"{rows[0]['case']}, on {device}", fontsize=10)

@@ -31,7 +31,7 @@ from train.plots.figures import percent
 
 CHANGE = "RdBu"  # of what a covered part lowers (red) or raises (blue)
 LEAST, MOST = 5.0, 100.0  # bounds of the range of colors, so that noise stays pale, in percent
-SAME = "#d9d9d9"  # color of the class that is predicted without the square
+SAME = "#c4c4c4"  # color of the class that is predicted without the square
 LISTED = 8  # classes in a legend
 
 
@@ -74,7 +74,7 @@ def draw_occlusion(
         before = softmax(one["logits"])
         for axes in line:
             bare(axes)
-            overlays.draw_faded(axes, image, darkest=0.8)
+            overlays.draw_faded(axes, image, darkest=0.9)
         draw_image(line[0], image)
         row, column = np.unravel_index(one["probability"].argmin(), one["probability"].shape)
         _draw_square(line[0], result["columns"][column], result["rows"][row], square, color)

@@ -19,7 +19,7 @@ BOXES = ("#39ff14", "#ff3df2", "#00e5ff")
 LEGENDS = {  # kind of a Panel: its colors, their range, its ticks, what they say
     "over": (HEAT, (0, 1), {0: "0", 1: "max"}, "evidence"),
     "alone": ("gray", (0, 1), {0: "0", 1: "max"}, "magnitude"),
-    "signed": ("gray", (-1, 1), {-1: "−", 0: "0", 1: "+"}, "signed effect"),
+    "signed": ("gray", (-1, 1), {-1: "−", 1: "+"}, "gray is 0"),
 }
 
 
@@ -151,7 +151,6 @@ def bare(axes: Any) -> None:
 
 def draw_panel(axes: Any, image: Any, panel: Panel) -> None:
     """Draws the result of one method over one image."""
-    pixels = np.asarray(_picture(image).pixels)
     if isinstance(image, Picture):
         axes.set_facecolor("0.5" if panel.signed else "black")  # the color of the area that the network does not see
     smooth = _interpolation(np.shape(panel.values))

@@ -71,7 +71,7 @@ def attributions(job: Job, calls: Sequence[spec.Call], pairs: Sequence[tuple[int
 
 
 def caption_of(classes: Sequence[str], label: int | None, target: int, probabilities: Any) -> str:
-    """Returns lines below an image: its true class and the network's answer, and the explained class if it is another."""
+    """Returns lines below an image: its true class, the network's answer, and the explained class."""
     from train.plots.figures import percent
 
     top = int(probabilities.argmax())

@@ -32,7 +32,7 @@ def table(results: Path) -> str:
 
 def _read(path: Path, command: str, describe: Callable[[Any], str]) -> str:
     """Returns the text of `say` for a results file, or a note that it was not measured."""
-    return describe(content.read(path)) if path.exists() else results_files.missing(command)
+    return describe(results_files.read(path)) if path.exists() else results_files.missing(command)
 
 
 def _accuracy(results: Path) -> str:
@@ -61,7 +61,7 @@ def _imported(results: Path) -> str:
 def _cells(results: Path, name: str, scale: str, title: str, starts: Sequence[str]) -> dict[str, str]:
     """Returns {column: cell} of the row of a study's table whose first cells are `starts`; {} where it has none."""
     path = results / "studies" / name / scale / "results.json"
-    tables = content.read(path)["tables"] if path.exists() else []
+    tables = results_files.read(path)["tables"] if path.exists() else []
     for table in tables:
         for row in table["rows"] if table["title"] == title else ():
             if list(map(str, row[: len(starts)])) == list(starts):

@@ -14,7 +14,7 @@ from experiments import study
 from experiments.bench import output
 from experiments.bench import topology as ahead
 from experiments.report import content, highlights, results_files
-from models.analysis.tables import markdown_table
+from models.analysis.tables import duration, markdown_table
 from models.errors import UserError
 
 LARGEST = 5  # files of tests that have a row
@@ -93,7 +93,7 @@ def studies(results: Path) -> str:
                 f"[{result['title']}]({where})",
                 result["scale"],
                 len(result["trials"]),
-                content.duration(result["seconds_of_training"]),
+                duration(result["seconds_of_training"]),
                 *counts,
                 _commits(result["environments"]),
             ]
@@ -148,7 +148,7 @@ def digits(results: Path) -> str:
     path = results / "digits.json"
     if not path.exists():
         return results_files.missing(content.SEEDS)
-    digits = content.read(path)
+    digits = results_files.read(path)
     runs = digits["runs"]
     sentence = (
         f"**{digits['accuracy_mean']:.2%} ± {digits['accuracy_std']:.2%}** of {digits['test_examples']} test images "
@@ -168,7 +168,7 @@ def parity(results: Path) -> str:
     path = results / "parity.json"
     if not path.exists():
         return results_files.missing(content.PARITY)
-    parity = content.read(path)
+    parity = results_files.read(path)
     errors = [one["relative_error"] for one in parity["networks"]]
     return (
         f"Of {len(errors)} imported networks the logits differ by at most {max(errors):.1e} of the largest, in the "
@@ -263,7 +263,7 @@ def smaller(results: Path) -> str:
     path = results / "bench" / "smaller" / "smaller.json"
     if not path.exists():
         return results_files.missing("python -m experiments.bench.smaller")
-    result = content.read(path)
+    result = results_files.read(path)
     rows = [
         (
             result,
@@ -287,7 +287,7 @@ def skipped(results: Path) -> str:
     path = results / "bench" / "skipped" / "skipped.json"
     if not path.exists():
         return results_files.missing("python -m experiments.bench.skipped")
-    result = content.read(path)
+    result = results_files.read(path)
     programs = {(row["network"], row["batch"], row["program"]): row for row in result["rows"]}
     rows = [
         (

@@ -3,6 +3,7 @@
 import base64
 import re
 import shutil
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import markupsafe
 from PIL import Image
 
 from experiments import study
-from experiments.report.content import Figure, Page, Report
+from experiments.report import marks
+from experiments.report.blocks import Figure, Page, Report
 from models.errors import UserError
 
 PICTURES = "pictures"  # folder for the pictures of the Markdown, inside the report's folder
 NUMBER = re.compile(r"[<>≈~]?[+−-]?\d[\d.,]*(e[+-]?\d+)?( ± [\d.,]+)?( ?(%|ms|s|[kMGT]?i?B|[kMGT]))?( \(.*diverged\))?")
 LONG = 24  # least number of rows of a table that gets a box of limited height
+WORD = 40  # greatest number of letters of a word that no line breaks
 BLANK = ("", "—", "-", "diverged")
 BADGES = dict(zip(study.VERDICTS, ("agrees", "disagrees", "unclear"), strict=True))  # classes in style.css
 
@@ -36,13 +39,16 @@ def write(report: Report, out: Path) -> None:
         lstrip_blocks=True,
         autoescape=lambda name: name is not None and name.endswith(".html"),
     )
-    pages.globals["long"] = LONG
+    edges = tuple(marks.place(clear) for clear in (-marks.BAND, marks.BAND))
+    pages.globals |= {"long": LONG, "edges": edges}
     pages.filters |= {
         "zoomable": zoomable,
         "page_html": page_html,
         "badge": BADGES.__getitem__,
         "numeric": numeric,
+        "css_class": css_class,
         "unbroken": unbroken,
+        "stacked": stacked,
         "escaped": escaped,
         "copied": lambda figure: copied(figure.file, out / PICTURES / figure.name),
         "page_markdown": lambda page, level: page_markdown(page, level, out / PICTURES),
@@ -64,9 +70,22 @@ def numeric(rows: Sequence[Sequence[Any]]) -> list[bool]:
     ]
 
 
+def css_class(cell: Any, is_numeric: bool) -> str:
+    """Returns the class in style.css of a cell: a number, or a text with a word too long for a line; "" for others."""
+    return "number" if is_numeric else "broken" if any(len(word) > WORD for word in str(cell).split()) else ""
+
+
 def unbroken(text: str) -> str:
     """Returns the text without line breaks between a number and its spread or percent sign."""
     return re.sub(r"(?<=±) | (?=[±%])", "\N{NO-BREAK SPACE}", text)
+
+
+def stacked(effect: str) -> markupsafe.Markup:
+    """Returns an effect with its interval, which stays in one line."""
+    start, bracket, rest = effect.partition(" [")
+    return markupsafe.Markup("<b>{}</b>{}").format(
+        start, markupsafe.Markup(" <i>[{}</i>").format(rest) if bracket else ""
+    )
 
 
 def escaped(text: Any) -> str:
@@ -90,15 +109,18 @@ def embedded(path: Path) -> str:
 
 def size(path: Path) -> tuple[int, int]:
     """Returns width and height in pixels."""
-    with Image.open(_picture(path)) as image:
-        return image.size
+    try:
+        with Image.open(_picture(path)) as image:
+            return image.size
+    except OSError as error:
+        raise UserError(f"{path}: this picture of the results is damaged: {error}") from None
 
 
 def copied(path: Path, target: Path) -> str:
-    """Copies the picture, and returns its path relative to the Markdown."""
+    """Copies the picture, and returns its address relative to the Markdown."""
     if path.resolve() != target.resolve():
         shutil.copyfile(_picture(path), target)
-    return f"{PICTURES}/{target.name}"
+    return urllib.parse.quote(f"{PICTURES}/{target.name}")
 
 
 # -- pages written by other commands ------------------------------------------------------------------------
@@ -139,8 +161,9 @@ def _align(tokens: Sequence[Any]) -> int:
         if token.type in ("th_open", "td_open"):
             rows[-1].append((token, tokens[i + 1].content))
     for column, is_numeric in enumerate(numeric([[text for _, text in row] for row in rows[1:]])):
-        for row in rows if is_numeric else ():
-            row[column][0].attrJoin("class", "number")
+        for token, text in (row[column] for row in rows):
+            if name := css_class(text, is_numeric):
+                token.attrJoin("class", name)
     return len(rows) - 1
 
 

@@ -64,7 +64,7 @@ def draw(path: Path) -> None:
     from models.analysis import drawing
     from train.plots.figures import tidy
 
-    with drawing.figure(path, (9, 4.5)) as figure:
+    with drawing.figure(path, (8.5, 4.2)) as figure:
         axes = figure.subplots()
         colors = ["#9aa3ad" if winner.year < 2012 else BLUE for winner in WINNERS]
         bars = axes.bar(range(len(WINNERS)), [winner.error for winner in WINNERS], 0.7, color=colors, zorder=2)
@@ -72,12 +72,12 @@ def draw(path: Path) -> None:
             bars,
             [f"{winner.error:.2f}" for winner in WINNERS],
             padding=2,
-            fontsize=10,
+            fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
         axes.axhline(HUMAN, color=RED, linestyle="--", linewidth=1.3, zorder=1)
         axes.annotate(
-            f"one trained person: {HUMAN}",
+            f"one trained person: {HUMAN}%",
             (len(WINNERS) - 0.6, HUMAN),
             (0, 4),
             textcoords="offset points",
@@ -87,9 +87,9 @@ def draw(path: Path) -> None:
             fontsize=9,
         )
         axes.set_xticks(
-            range(len(WINNERS)), [f"{winner.year}\n{winner.team}\n{winner.system}" for winner in WINNERS], fontsize=8.5
+            range(len(WINNERS)), [f"{winner.year}\n{winner.team}\n{winner.system}" for winner in WINNERS], fontsize=8
         )
-        axes.set(ylabel="top-5 error, %")
+        axes.set(ylabel="top-5 error (%)")
         axes.margins(y=0.1)
         tidy(axes)
         axes.grid(visible=False, axis="x")

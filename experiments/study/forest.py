@@ -19,12 +19,36 @@ CAPTION = (
     "the right of it agrees. Where a claim says that two means are as good as equal, an effect between two ticks does."
 )
 COLORS = {AGREES: GREEN, DISAGREES: RED, TOO_SMALL: GRAY}
+MARKERS = {AGREES: "o", DISAGREES: "X", TOO_SMALL: "o"}
+FILLS = {AGREES: GREEN, DISAGREES: RED, TOO_SMALL: "white"}  # a verdict can be told without its color
 ROW, WIDTH = 0.42, 11.0  # inches
 
 
 def drawable(claims: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Returns the claims of results.json that have an effect with an interval."""
     return [claim for claim in claims if all(claim.get(key) is not None for key in ("estimate", "low", "high"))]
+
+
+def says_equal(claim: Mapping[str, Any]) -> bool:
+    """Returns whether a claim of results.json says that two means are as good as equal."""
+    return "two one-sided" in claim.get("test", "")
+
+
+def margins(claim: Mapping[str, Any]) -> list[float]:
+    """Returns the margin of a claim of results.json, on both sides where it says that two means are equal."""
+    margin = claim.get("margin") or 0.0
+    return [margin, -margin] if margin and says_equal(claim) else [margin]
+
+
+def _marker(verdict: str) -> dict[str, Any]:
+    color, fill = COLORS[verdict], FILLS[verdict]
+    return {
+        "color": color,
+        "marker": MARKERS[verdict],
+        "markersize": 7,
+        "markerfacecolor": fill,
+        "markeredgewidth": 1.3,
+    }
 
 
 def write(path: Path, claims: Sequence[Mapping[str, Any]]) -> None:
@@ -39,12 +63,12 @@ def draw(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
     axes = figure.subplots()
     for y, claim in enumerate(rows):
         ends = [claim["low"], claim["high"]]
-        margin, published = claim.get("margin") or 0.0, claim.get("effect")
-        scale = max(abs(v) for v in (*ends, claim["estimate"], margin, published or 0.0)) or 1.0
+        ticks, published = margins(claim), claim.get("effect")
+        scale = max(abs(v) for v in (*ends, claim["estimate"], *ticks, published or 0.0)) or 1.0
         color = COLORS[claim["verdict"]]
         axes.plot([end / scale for end in ends], [y, y], color=color, linewidth=2.2, solid_capstyle="butt")
-        axes.plot(claim["estimate"] / scale, y, "o", color=color, markersize=6)
-        for tick in (margin, -margin) if margin and "two one-sided" in claim["test"] else (margin,):
+        axes.plot(claim["estimate"] / scale, y, **_marker(claim["verdict"]))
+        for tick in ticks:
             axes.plot([tick / scale] * 2, [y - 0.3, y + 0.3], color=BLACK, linewidth=1.2)
         texts = [effect(claim)]
         if published is not None:
@@ -56,6 +80,6 @@ def draw(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set(xlim=(-1.05, 1.05), ylim=(len(rows) - 0.4, -0.6), xticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    handles: list[Any] = [Line2D([], [], color=color, marker="o", label=name) for name, color in COLORS.items()]
+    handles: list[Any] = [Line2D([], [], **_marker(name), label=name) for name in COLORS]
     handles.append(Line2D([], [], color=BLACK, marker="D", markerfacecolor="none", linestyle="", label="published"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)

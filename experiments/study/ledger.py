@@ -85,6 +85,10 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._lines)
 
+    def lines(self) -> list[dict[str, Any]]:
+        """Returns the line that counts of each trial."""
+        return list(self._lines.values())
+
     def get(self, trial: str, code: str = "", accept: Collection[str] = ()) -> dict[str, Any] | None:
         """Returns the line of a trial, or None.
 

@@ -16,9 +16,9 @@ from experiments.sweeps.effects import Point
 from experiments.sweeps.halving import Result
 from experiments.sweeps.metric import Metric
 from models.analysis import drawing
-from models.analysis.palette import BLUE, BROWN, CYAN, GRAY, GREEN, PINK, PURPLE, RED, YELLOW
+from models.analysis.axes import percent_limits
+from models.analysis.palette import BLUE, COLORS, GRAY, RED
 
-COLORS = (BLUE, RED, GREEN, YELLOW, PURPLE, CYAN, BROWN, PINK)
 NAMES = ("lines", "bars", "heatmap", "scatter", "halving")  # of files
 PANELS = 3  # keys of a scatter plot
 
@@ -44,41 +44,68 @@ def write(folder: Path, pictures: Sequence[Picture]) -> list[dict[str, str]]:
 
 def choose(results: Sequence[Result], names: Sequence[str], metric: Metric, is_random: bool) -> list[Picture]:
     """Returns the pictures of a sweep: by its key, or by the two keys that matter most."""
-    every = effects.points(results, metric)
+    every, examples = effects.points(results, metric), _examples(results)
     points = [point for point in every if finite(point.values)]
     ordered = effects.by_importance(points, names)
     pictures = []
     if ordered and points:
-        pictures += _scatter(points, ordered, metric) if is_random else _of_grid(points, ordered, metric)
+        pictures += (
+            _scatter(points, ordered, metric, examples) if is_random else _of_grid(points, ordered, metric, examples)
+        )
     if max(len(result.rungs) for result in results) > 1:
         caption = f"{_first_upper(metric.label)} of each setting at the rungs; the best setting in color."
-        pictures.append(Picture("halving", caption, (7.0, 4.2), lambda figure: _halving(figure, results, metric)))
+        pictures.append(
+            Picture("halving", caption, (7.0, 4.2), lambda figure: _halving(figure, results, metric, examples))
+        )
     diverged = any(len(finite(point.values)) < len(point.values) for point in every)
     return [one._replace(caption=one.caption + " Seeds that diverged are left out." * diverged) for one in pictures]
+
+
+def _examples(results: Sequence[Result]) -> int:
+    """Returns the number of test examples; 0 if the summaries do not tell."""
+    summaries = [outcome.summary for result in results for outcome in result.rungs[0] if outcome.summary]
+    return min((summary.get("test_examples", 0) for summary in summaries), default=0)
+
+
+def _limits(values: Sequence[float], metric: Metric, examples: int) -> tuple[float, float] | None:
+    """Returns limits of an axis of a metric, which zooms in no further than the test set resolves; None for losses."""
+    return percent_limits([100 * value for value in finite(values)], examples) if metric.is_share else None
 
 
 def _first_upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _of_grid(points: Sequence[Point], ordered: Sequence[str], metric: Metric) -> list[Picture]:
+def _of_grid(points: Sequence[Point], ordered: Sequence[str], metric: Metric, examples: int) -> list[Picture]:
     """Returns the pictures of a sweep over every combination."""
     what, rest = _first_upper(metric.label), f", over all values of {', '.join(ordered[2:])}" * (len(ordered) > 2)
     over = f"mean and standard deviation over seeds{rest}"
     numeric = [name for name in ordered[:2] if all(map(effects.is_number, effects.distinct(points, name)))]
     if not numeric:
         caption = f"{what} by {' and '.join(ordered[:2])}: {over}. The axis need not begin at 0."
-        pictures = [Picture("bars", caption, (7.5, 4.2), lambda figure: _bars(figure, points, ordered[:2], metric))]
+
+        def draw(figure: Figure) -> None:
+            _bars(figure, points, ordered[:2], metric, examples)
+
+        pictures = [Picture("bars", caption, (6.5, 4.2), draw)]
     else:
         x = max(numeric, key=lambda name: len(effects.distinct(points, name)))
         names = [x, *(name for name in ordered[:2] if name != x)]
         caption = f"{what} by {' and '.join(names)}: {over}."
-        pictures = [Picture("lines", caption, (7.0, 4.2), lambda figure: _lines(figure, points, names, metric))]
+
+        def draw(figure: Figure) -> None:
+            _lines(figure, points, names, metric, examples)
+
+        pictures = [Picture("lines", caption, (6.5, 4.2), draw)]
     if len(ordered) > 1:
         columns, rows = (len(effects.distinct(points, name)) for name in ordered[:2])
         size = (2.8 + 0.9 * columns, 1.6 + 0.6 * rows)
         caption = f"{what} by {ordered[0]} and {ordered[1]}: mean over seeds{rest}."
-        pictures.append(Picture("heatmap", caption, size, lambda figure: _heatmap(figure, points, ordered[:2], metric)))
+
+        def heat(figure: Figure) -> None:
+            _heatmap(figure, points, ordered[:2], metric, examples)
+
+        pictures.append(Picture("heatmap", caption, size, heat))
     return pictures
 
 
@@ -108,7 +135,7 @@ def _axis(axes: Axes, which: str, points: Sequence[Point], name: str) -> Callabl
     return float
 
 
-def _lines(figure: Figure, points: Sequence[Point], names: Sequence[str], metric: Metric) -> None:
+def _lines(figure: Figure, points: Sequence[Point], names: Sequence[str], metric: Metric, examples: int) -> None:
     """Draws the metric by a numeric key: a line for each value of the other key, its spread, and every seed."""
     axes, (x, *others) = figure.subplots(), names
     places, scale = effects.distinct(points, x), _scale(metric)
@@ -124,7 +151,10 @@ def _lines(figure: Figure, points: Sequence[Point], names: Sequence[str], metric
         for place, values in zip(places, runs, strict=True):
             dots = [scale * value for value in finite(values)]
             axes.plot([place] * len(dots), dots, ".", color=color, alpha=0.6, markersize=4)
-    figures.finish(axes, ylabel=metric.label, legend={"fontsize": 9 if len(lines) <= 8 else 7} if others else None)
+    values = [value for point in points for value in point.values]
+    figures.finish(axes, ylabel=metric.label, ylim=_limits(values, metric, examples))
+    if others:
+        figures.legend_below(figure, axes, ncols=min(4, len(lines)))
 
 
 def _band(
@@ -139,7 +169,7 @@ def _band(
     axes.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
 
 
-def _bars(figure: Figure, points: Sequence[Point], names: Sequence[str], metric: Metric) -> None:
+def _bars(figure: Figure, points: Sequence[Point], names: Sequence[str], metric: Metric, examples: int) -> None:
     """Draws the metric as bars: groups by the first key, colors by the second."""
     axes, (x, *others) = figure.subplots(), names
     places = effects.distinct(points, x)
@@ -152,40 +182,39 @@ def _bars(figure: Figure, points: Sequence[Point], names: Sequence[str], metric:
     labels = {str(bar): f"{others[0].replace('_', ' ')} {bar}" for bar in bars} if others else None
     figures.bars_by(axes, groups, colors, scale=_scale(metric), labels=labels, capsize=3)
     figures.number_ticks(axes, places)
-    every = [_scale(metric) * value for runs in groups.values() for run in runs for value in finite(run)]
-    low, high = min(every), max(every)
+    every = [value for runs in groups.values() for run in runs for value in finite(run)]
+    low, high = _scale(metric) * min(every), _scale(metric) * max(every)
     margin = 0.35 * (high - low) or 0.05 * abs(high) or 1
     limits = (max(0, low - margin) if low >= 0 else low - margin, high + margin)
-    figures.finish(
-        axes,
-        xlabel=x.replace("_", " "),
-        ylabel=metric.label,
-        ylim=limits,
-        legend={"fontsize": 9, "ncols": 4, "loc": "upper left"} if others else None,
-    )
+    limits = _limits(every, metric, examples) or limits
+    figures.finish(axes, xlabel=x.replace("_", " "), ylabel=metric.label, ylim=limits)
+    if others:
+        figures.legend_below(figure, axes, ncols=min(4, len(bars)))
 
 
-def _heatmap(figure: Figure, points: Sequence[Point], names: Sequence[str], metric: Metric) -> None:
+def _heatmap(figure: Figure, points: Sequence[Point], names: Sequence[str], metric: Metric, examples: int) -> None:
     """Draws the mean metric by two keys."""
     axes, (column, row) = figure.subplots(), names
     columns, rows = (effects.distinct(points, name) for name in names)
     image = [[_scale(metric) * mean(_values(points, **{row: r, column: c})) for c in columns] for r in rows]
     cells = finite(value for line in image for value in line)
-    low, high = min(cells), max(cells)
+    low, high = _limits([value / 100 for value in cells], metric, examples) or (min(cells), max(cells))
     heat = figures.heatmap(
         axes,
         image,
         [f"{value:g}" if effects.is_number(value) else value for value in rows],
         [f"{value:g}" if effects.is_number(value) else value for value in columns],
         lambda value: (value < (low + high) / 2) != metric.lower,
-        digits=max(0, min(4, 2 - math.floor(math.log10(high - low)))) if high > low else 1,
+        digits=1 if metric.is_share or high <= low else max(0, min(4, 2 - math.floor(math.log10(high - low)))),
         cmap="viridis_r" if metric.lower else "viridis",
+        vmin=low,
+        vmax=high,
     )
     axes.set(xlabel=column.replace("_", " "), ylabel=row.replace("_", " "))
     figure.colorbar(heat, ax=axes, label=metric.label)
 
 
-def _scatter(points: Sequence[Point], ordered: Sequence[str], metric: Metric) -> list[Picture]:
+def _scatter(points: Sequence[Point], ordered: Sequence[str], metric: Metric, examples: int) -> list[Picture]:
     """Returns the picture of random draws: a panel for each of the keys that matter most, and one of two keys."""
     keys = ordered[:PANELS]
     panels = len(keys) + (len(keys) > 1)
@@ -201,15 +230,19 @@ def _scatter(points: Sequence[Point], ordered: Sequence[str], metric: Metric) ->
             place = _axis(panel, "x", points, name)
             places = [place(effects.shown(point.labels[name])) for point in points]
             figures.errorbars(panel, places, [point.values for point in points], scale, linestyle="", color=BLUE)
-            figures.finish(panel, ylabel=metric.label)
+            limits = _limits([value for point in points for value in point.values], metric, examples)
+            figures.finish(panel, ylabel=metric.label, ylim=limits)
         if len(keys) > 1:
             panel = axes[-1]
             x, y = (_axis(panel, which, points, name) for which, name in zip("xy", keys, strict=False))
+            low, high = _limits([point.mean for point in points], metric, examples) or (None, None)
             heat = panel.scatter(
                 [x(effects.shown(point.labels[keys[0]])) for point in points],
                 [y(effects.shown(point.labels[keys[1]])) for point in points],
                 c=[scale * point.mean for point in points],
                 cmap="viridis_r" if metric.lower else "viridis",
+                vmin=low,
+                vmax=high,
                 s=45,
                 edgecolors="white",
                 linewidths=0.5,
@@ -220,7 +253,7 @@ def _scatter(points: Sequence[Point], ordered: Sequence[str], metric: Metric) ->
     return [Picture("scatter", caption, (4.2 * panels, 3.8), draw)]
 
 
-def _halving(figure: Figure, results: Sequence[Result], metric: Metric) -> None:
+def _halving(figure: Figure, results: Sequence[Result], metric: Metric, examples: int) -> None:
     """Draws the mean metric of each setting against the steps at the rungs."""
     axes = figure.subplots()
 
@@ -238,4 +271,6 @@ def _halving(figure: Figure, results: Sequence[Result], metric: Metric) -> None:
     if len(ticks) <= effects.MANY:
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.set_xticks([], minor=True)
-    figures.finish(axes, xlabel="step", ylabel=metric.label, legend={"fontsize": 9})
+    means = [metric.mean(rung) for result in results for rung in result.rungs]
+    figures.finish(axes, xlabel="step", ylabel=metric.label, ylim=_limits(means, metric, examples))
+    figures.legend_below(figure, axes)

@@ -26,7 +26,7 @@ def percent_limits(values: Iterable[float], examples: int = 0, least: float = PO
     low, high = min(finite), max(finite)
     span = min(100.0, max(least, 100 * EXAMPLES / examples if examples else 0.0, 1.15 * (high - low)))
     bottom = (
-        min(max((low + high - span) / 2, 0.0), 100.0 - span) if 0 <= low and high <= 100 else (low + high - span) / 2
+        min(max((low + high - span) / 2, 0.0), 100.0 - span) if low >= 0 and high <= 100 else (low + high - span) / 2
     )
     margin = 0.03 * span
     return bottom - margin, bottom + span + margin

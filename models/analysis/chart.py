@@ -56,7 +56,8 @@ def draw(cost: Complexity, path: str, name: str) -> None:
     try:
         with drawing.figure(path, (13, 1.7 + 0.21 * len(bars))) as figure:
             _draw_bars(figure, bars, colors)
-            figure.suptitle(f"{name}, one example of {' x '.join(map(str, cost.input_shape[1:]))}")
+            size = " x ".join(map(str, cost.input_shape[1:]))
+            figure.suptitle(f"{name}, one example of {size}; the two blues alternate from stage to stage")
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -29,12 +29,19 @@ def terminal_table(
 
 
 def markdown_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a table in Markdown, in which "|" in cells is escaped."""
+    """Returns a table in Markdown, in which "|" in cells is escaped and a cell is one line."""
 
     def line(row):
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"
+        return "| " + " | ".join(" ".join(str(cell).splitlines()).replace("|", "\\|") for cell in row) + " |"
 
     return "\n".join(line(row) for row in (columns, ["---"] * len(columns), *rows))
+
+
+def markdown_code(text: str) -> str:
+    """Returns a text as code in Markdown, in which nothing is markup: neither `*` nor `$`, `<`, `[` or backticks."""
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}" if text else ""
 
 
 def slug(text: str) -> str:

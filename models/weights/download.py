@@ -21,6 +21,7 @@ from models.weights.foreign import one_line
 TIMEOUT = 30  # seconds without a byte
 _CHUNK = 1 << 20
 _SHA256 = re.compile("[0-9a-f]{64}")
+_SPLIT = re.compile(r"(train|test|val)", re.IGNORECASE)  # folders of splits, not of configurations
 _RESUMES = "the same command resumes it"
 
 
@@ -46,6 +47,35 @@ def from_hub(name: str, revision: str | None, file: str) -> Path:
         path = Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
     _check_content(path, f"hf:{name}")
     return path
+
+
+def image_set(name: str, config: str | None, revision: str | None) -> Path:
+    """Returns the folder of a data set's parquet files, from the cache of huggingface_hub or downloaded.
+
+    Args:
+      name: "org/name" of a repository of data.
+      config: Folder of one of its configurations; None for its only one.
+      revision: A branch, a tag or a commit; None for the main branch.
+
+    Raises:
+      NotThere: The hub has no such repository, revision or configuration, or it has no parquet files there.
+      UserError: As for `from_hub`.
+    """
+    import huggingface_hub
+
+    pattern = f"{config}/*.parquet" if config else "*.parquet"
+    with hub_errors(f"hf:{name}", pattern, revision), _quiet():
+        options = {"repo_type": "dataset", "revision": revision, "allow_patterns": pattern}
+        folder = Path(huggingface_hub.snapshot_download(name, **options))
+    files = [path.relative_to(folder) for path in sorted(folder.rglob(pattern))]
+    if not files:
+        raise NotThere(f"hf:{name} has no files {pattern}; the hub has every set as parquet at @refs/convert/parquet")
+    configs = sorted({path.parts[0] for path in files if len(path.parts) > 1 and not _SPLIT.match(path.parts[0])})
+    if len(configs) > 1:
+        raise UserError(
+            f"hf:{name} has several configurations: {', '.join(configs)}; name one, as in hf:{name}/{configs[0]}"
+        )
+    return folder / config if config else folder
 
 
 def commit(path: Path) -> str:

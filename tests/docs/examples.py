@@ -50,6 +50,18 @@ python -m experiments.bench.peer_speedrun --images=cifar10.npz --epochs=9.9 --wi
     parse   needs PyTorch
 python -m experiments.bench.tf_data '{"case": "data", "folder": "photos", "size": 224, "batch": 32, "batches": 30}'
     parse   needs TensorFlow
+python -m experiments.compare experiments/results/studies/depth/digits
+    run
+python -m experiments.compare runs
+    run     --nodisagreements
+python -m experiments.compare runs --metric=loss --first=2 --nodisagreements --out=compared
+    run
+python -m experiments.compare runs/batch runs/group
+    run     runs/batch -> runs/x; runs/group -> runs/aig
+python -m experiments.compare runs/batch0 runs/batch1 runs/group0 runs/group1 --names=batch,group
+    run     runs/batch0 -> runs/x; runs/batch1 -> runs/digits; runs/group0 -> runs/aig; runs/group1 -> runs/aig
+python -m experiments.compare runs/sweeps/lr --pair=1,3
+    run     runs/sweeps/lr -> runs; --pair=1,3 -> --pair=1,2
 python -m experiments.explain --workdir=runs/x --indices=0,5,9 --method="grad_cam|guided_grad_cam"
     run
 python -m experiments.explain --workdir=hf:timm/resnet50.a1_in1k --image=cat.jpg
@@ -142,6 +154,8 @@ python -m train --config=configs/imagenet.py:resnet50 --dry_run --topology=v5e:4
     parse   needs libtpu; train/test_forecast.py
 python -m train --config=configs/digits.py --config.duration="40 epochs" --workdir=runs/digits --extend
     run     40 epochs -> 3 epochs
+python -m train --workdir=runs/digits --evaluate=folder:/data/other_digits
+    run     folder:/data/other_digits -> digits
 python -m train.adaptive --workdir=runs/aig
     run
 python -m train.adaptive --workdir=runs/msdnet

@@ -21,12 +21,13 @@ from models.errors import UserError
 from models.explain import cam
 from models.layers import norm as norms
 from tests import tiny
-from train import loop, restore, tasks
+from train import hooks, loop, restore, tasks
 from train.data import load
 from train.export import loaded, network, write
 from train.run import build_run
 from train.setup import config as configs
 from train.setup import spec
+from train.storage import workdir
 
 PAGE = (tiny.ROOT / "docs" / "extend.md").read_text()
 FILES = dict(re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
@@ -82,6 +83,19 @@ def test_a_norm_a_loss_and_a_data_set_in_one_run(tmp_path):
     )
 
 
+def test_a_tracker_has_each_number_of_the_metrics_once(tmp_path):
+    config = tiny.config(hooks="my_tracker.py:Csv", **{**QUICK, "duration": "8 steps"})
+    loop.train(config, tmp_path / "run", until=4)
+    loop.train(config, tmp_path / "run")
+    rows = [line.split(",") for line in (tmp_path / "run" / "tracking" / "numbers.csv").read_text().splitlines()]
+    assert sorted((name, step) for step, name, _ in rows) == sorted(
+        (f"{line['split']}/{name}", str(line["step"]))
+        for line in workdir.read_metrics(tmp_path / "run" / "metrics.jsonl")
+        for name, value in line.items()
+        if isinstance(value, (int, float)) and name != "step"
+    )
+
+
 def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch):
     module = study.module("my_study.py")
     assert len(module.trials("digits", range(3))) == 6
@@ -101,7 +115,7 @@ def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch
 def test_one_line_registers_each(monkeypatch, folder):
     monkeypatch.syspath_prepend(str(folder))
     lines = re.findall(r'`("\w+": "[\w.]+(?::\w+)?"),` in `(\w+)` of `([\w/]+)\.py`', PAGE)
-    assert [table for _, table, _ in lines] == ["FAMILIES", "NORMS", "TASKS", "KINDS", "STUDIES"]
+    assert [table for _, table, _ in lines] == ["FAMILIES", "NORMS", "TASKS", "KINDS", "HOOKS", "STUDIES"]
     for line, table, path in lines:
         module = importlib.import_module(path.replace("/", ".").removesuffix(".__init__"))
         name, where = line.replace('"', "").split(": ")
@@ -110,6 +124,7 @@ def test_one_line_registers_each(monkeypatch, folder):
     assert norms.norm("rms", train=True)(name="n").epsilon == 1e-6
     assert spec.resolve_one("task", "focal(gamma=0.5)", tasks.TASKS, None, 2, tiny.config().task).gamma == 0.5
     assert load.load(tiny.config(data__source="bars").data, "test").image_shape == (8, 8, 1)
+    assert [type(hook).__name__ for hook in hooks.create("csv(name='a.csv')")] == ["Csv"]
     assert study.module("rms").STUDY.name == "rms"
 
 

@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 
 import models
 from experiments.bench import __main__ as command
-from experiments.bench import commands, mfu, networks, output, pipelines, profile, speedrun, targets, workers
+from experiments.bench import charts, commands, mfu, networks, output, pipelines, profile, speedrun, targets, workers
 from experiments.bench.workers import Call, Settings, Spec
 from models.analysis.tables import slug
 from models.errors import UserError
+from tests import pictures
 from train.data import load, source
 
 ROOT = Path(__file__).parents[2]
@@ -269,14 +270,43 @@ def test_results_of_a_killed_run_stay_until_their_case_is_measured_again(tmp_pat
     assert output.read(tmp_path / "elsewhere") == {"rows": [], "profiles": []}
 
 
-def test_the_chart_marks_equal_speed_and_names_what_it_shows():
-    rows = stamped([{"what": what, "who": "ours", "times_best": ratio} for what, ratio in (("step", 1.5), ("x", 0.5))])
-    figure = Figure()
-    output.ratios(figure, rows, "a toy")
+def test_the_chart_groups_calls_and_names_networks_as_papers_do():
+    case, base = "resnet50, 224x224, batch 16, float32", {"side": "peer", "who": "PyTorch", "ms": 2.0, "min_ms": 1.0}
+    calls = [("step", 1.5, 1.2), ("forward", 0.5, 1.25)]
+    ours = [{"what": what, "who": "ours", "times_best": ratio, "min_ms": least} for what, ratio, least in calls]
+    rows = stamped([*(base | {"what": what} for what, *_ in calls), *ours], case=case)
+    figure = Figure(layout="constrained", figsize=(8, 3))
+    charts.ratios(figure, rows, "a toy")
     (axes,) = figure.axes
-    assert [bar.get_width() for bar in axes.patches] == [1.5, 0.5]
-    assert [line.get_xdata()[0] for line in axes.lines] == [1.0]
-    assert "a toy" in axes.get_title() and axes.get_yticklabels()[0].get_text() == "resnet50, 224x224: step, ours"
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(1, 0.5), (1, -0.5)]  # from equal speed
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ResNet-50, 224 px, batch 16"]
+    ends = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
+    assert ends == pytest.approx([1 / 1.2, 1 / 1.25])  # of the fastest repeats
+    texts = [text for text, _ in pictures.texts(figure)]
+    assert {"training step", "forward pass", "PyTorch's best", "1.50", "0.50"} <= set(texts)
+    assert axes.get_xscale() == "log" and pictures.collisions(figure) == []
+
+
+@pytest.mark.parametrize(
+    "case, words",
+    [
+        ("vit_small_patch16, 32x32, batch 64, float32", "ViT small patch 16, 32 px, batch 64"),
+        ("mobilenet_v2, 224x224, batch 8, bfloat16", "MobileNet v2, 224 px, batch 8, bfloat16"),
+        ("resnext50_32x4d, 32x32", "ResNeXt-50 32x4d, 32 px"),
+        ("efficientnet_lite0, 224x224", "EfficientNet-Lite0, 224 px"),
+        ("command to first step, ResNet-8 on digits", "command to first step, ResNet-8 on digits"),
+    ],
+)
+def test_cases_in_words(case, words):
+    assert charts.words(case) == words
+
+
+@pytest.mark.parametrize("name", ["xeon", "xeon_families", "families"])
+def test_the_charts_of_the_results_have_no_colliding_labels(name, tmp_path):
+    content = json.loads((ROOT / f"experiments/results/bench/{name}/bench.json").read_text())
+    with pictures.recorded() as figures:
+        assert charts.charts(tmp_path, content["rows"], content["device"]) == ["bench.png"]
+    assert pictures.collisions(figures[0]) == []
 
 
 def test_nested_operations_are_counted_once():

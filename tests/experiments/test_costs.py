@@ -1,14 +1,17 @@
 """experiments/bench/costs.py: the page of costs, for a few networks of the table."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import models
-from experiments.bench import costs
+from experiments.bench import costs, labels
 from models.analysis.cost import analyze
-from tests import networks
+from tests import networks, pictures
 
+ROOT = Path(__file__).parents[2]
 FEW = ("alexnet", "resnet18", "vgg11")
 
 
@@ -69,10 +72,19 @@ def test_labels_do_not_cover_each_other():
     from matplotlib.figure import Figure
 
     axes = Figure(figsize=(6, 4), layout="constrained").subplots()
-    points = [(0.5 + 0.02 * i, 0.5, "label", "black") for i in range(3)]
-    axes.plot([x for x, *_ in points], [y for _, y, *_ in points], "o")
+    places = [(0.5 + 0.02 * i, 0.5 + 0.01 * (i % 2)) for i in range(6)]
+    axes.plot(*zip(*places, strict=True), "o")
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    costs.label(axes, points)
-    boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) == 3
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    labels.label(axes, [(x, y, f"label {i}", "black") for i, (x, y) in enumerate(places)])
+    assert len(axes.texts) == 6 and pictures.collisions(axes.figure) == []
+
+
+def test_published_networks_are_told_apart_in_their_picture(tmp_path):
+    stored = json.loads((ROOT / "experiments/results/costs/costs.json").read_text())["networks"]
+    with pictures.recorded() as figures:
+        for field in ("mult_adds", "params", "kept_bytes"):
+            networks = {name: SimpleNamespace(**{field: stored[name][field]}) for name in costs.PUBLISHED}
+            costs.draw_tradeoff(networks, field, tmp_path / f"{field}.png")
+    for figure in figures:
+        assert pictures.collisions(figure) == []
+        assert {"Swin S", "ConvNeXt S", "ViT B/16"} <= {text for text, _ in pictures.texts(figure)}

@@ -12,10 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.explain import overlays, pictures, subjects
+from experiments.explain import maps, overlays, pictures, subjects
 from models.errors import UserError
-from models.explain import cam, receptive
+from models.explain import cam, catalogue, names, receptive
 from models.layers.endpoint import capture
+from tests import pictures as tests_pictures
 from tests import tiny
 from train import loop, restore
 from train.data import decode, view
@@ -125,7 +126,7 @@ def test_rows_equal_the_maps_of_the_methods(job, monkeypatch):
         job, spec.parse("method", "grad_cam(endpoint=stage2)|saliency|guided_grad_cam"), pairs
     )
     ((columns, rows),) = drawn
-    assert [column.split("\n")[0] for column in columns] == ["grad cam", "saliency", "guided grad cam"]
+    assert [column.split("\n")[0] for column in columns] == ["Grad-CAM", "Saliency", "Guided Grad-CAM"]
     expected = cam.grad_cam(job.model, job.variables, job.images[1:], 4, endpoint="stage2")
     whole = np.asarray(jax.image.resize(expected.values, (1, 16, 16), "linear"))[0]
     np.testing.assert_allclose(rows[3].panels[0].values, whole, rtol=1e-4, atol=1e-6)
@@ -166,7 +167,7 @@ def test_patches_are_cut_where_the_channel_is_highest(job):
         top, left, bottom, right = field.box(row, column)
         padded = np.pad(job.source.example(int(i))["image"], ((1, 1), (1, 1), (0, 0)), constant_values=128)
         patches.append(padded[top + 1 : bottom + 1, left + 1 : right + 1])
-    np.testing.assert_allclose(rows[0][1][0], overlays.montage(patches, 2), atol=1 / 255)
+    np.testing.assert_allclose(rows[0][1][0], maps.montage(patches, 2), atol=1 / 255)
 
 
 def test_files_are_preprocessed_like_the_images_of_the_run(job, tmp_path):
@@ -191,7 +192,8 @@ def center(canvas, axes, mask):
     box = axes.get_window_extent()
     rows, columns = np.nonzero(mask)
     rows = canvas.shape[0] - 1 - rows
-    inside = (columns > box.x0) & (columns < box.x1) & (rows > box.y0) & (rows < box.y1)
+    # Without the pixels at the edge, which the white page shines through
+    inside = (columns > box.x0 + 1) & (columns < box.x1 - 1) & (rows > box.y0 + 1) & (rows < box.y1 - 1)
     assert inside.sum() > 20
     return (columns[inside].mean() - box.x0) / box.width, (box.y1 - rows[inside].mean()) / box.height
 
@@ -218,7 +220,7 @@ def test_heat_lies_over_its_place_in_a_picture_of_any_aspect_ratio(crop, left, t
     white = canvas.min(-1) > 200
     assert center(canvas, own, white) == pytest.approx(place, abs=0.02)
     assert center(canvas, alone, white) == pytest.approx(place, abs=0.02)
-    red = canvas[..., 0] - canvas[..., 2] > 60  # the upper end of the colors of heat; their lower end is blue
+    red = canvas[..., 0] - canvas[..., 2] > 60  # the upper end of the colors of heat is yellow; their lower end is blue
     assert center(canvas, heat, red) == pytest.approx(place, abs=0.02)
 
 
@@ -319,3 +321,54 @@ def test_a_map_of_zeros_has_no_heat():
     values = np.linspace(-1, 1, 3 * 16).reshape(4, 4, 3)
     picture = overlays.around_gray(values)
     assert picture.min() == 0 and picture.max() == 1 and (np.diff(picture.ravel()) >= 0).all()
+
+
+def test_every_method_has_the_name_of_its_paper():
+    assert set(names.TITLES) == {*catalogue.METHODS, *pictures.PICTURES}
+    assert not any("_" in title or title == name for name, title in names.TITLES.items())
+
+
+def test_captions_say_what_is_true_predicted_and_explained():
+    classes, probabilities = ("cat", "dog", "Egyptian Mau"), np.array([0.002, 0.7, 0.298])
+    assert pictures.caption_of(classes, 0, 1, probabilities) == "true cat, predicted dog (70%)"
+    assert pictures.caption_of(classes, None, 0, probabilities) == "predicted dog (70%)\nexplained: cat (<1%)"
+    assert pictures.caption_of(classes, 2, 1, probabilities) == "true Egyptian Mau\npredicted dog (70%)"
+
+
+@pytest.fixture(scope="module")
+def drawn(job):
+    """The figures of attributions and occlusion, of two images with two classes each."""
+    pairs = subjects.targets("label, 4", job.subjects, job.classes)
+    with tests_pictures.recorded() as figures:
+        pictures.attributions(job, spec.parse("method", "grad_cam(endpoint=stage2)|saliency|guided_backprop"), pairs)
+        spec.resolve("method", spec.parse("method", "occlusion(size=4, stride=4)")[0], pictures.PICTURES, job, pairs)
+    return figures
+
+
+def test_texts_do_not_collide_and_each_column_says_what_its_colors_mean(drawn):
+    attributions, occlusion = drawn
+    assert tests_pictures.collisions(attributions) == [] and tests_pictures.collisions(occlusion) == []
+    texts = [text for text, _ in tests_pictures.texts(attributions)]
+    assert texts.count("evidence") == texts.count("magnitude") == texts.count("gray is 0") == 1
+
+
+def test_small_images_keep_crisp_pixels(drawn):
+    assert {image.get_interpolation() for axes in drawn[0].axes[:16] for image in axes.images} == {"nearest"}
+
+
+def test_both_maps_of_occlusion_share_the_colors_of_their_row(drawn):
+    rows = np.array(drawn[1].axes[:16]).reshape(4, 4)
+    limits = [{axes.collections[0].get_clim() for axes in row[1:3]} for row in rows]
+    assert all(len(pair) == 1 for pair in limits)
+    for ((low, high),) in limits:
+        assert low == -high and maps.LEAST <= high <= maps.MOST
+    largest = max(np.abs(axes.collections[0].get_array()).max() for axes in rows[0, 1:3])
+    assert max(largest, maps.LEAST) == pytest.approx(next(iter(limits[0]))[1], rel=1e-5)
+
+
+def test_changes_are_relative_to_the_image_without_a_square():
+    activation, probability = maps.changes([[8.0, 12.0]], np.float32(10.0), [[0.1, 0.5]], np.float32(0.4))
+    np.testing.assert_allclose(activation, [[-20, 20]], rtol=1e-5)
+    np.testing.assert_allclose(probability, [[-30, 10]], rtol=1e-5)
+    assert maps.limit_of(activation, probability) == pytest.approx(30, rel=1e-5)
+    assert maps.limit_of(np.zeros(3)) == 5 and maps.limit_of(np.array([900.0])) == 100

@@ -5,89 +5,31 @@ import json
 import re
 import subprocess
 import sys
+import urllib.parse
 
 import pytest
-from PIL import Image
 
+from configs.base import base
 from experiments import study
-from experiments.report import content, readme, render, winners
+from experiments.report import content, marks, readme, render, studies, winners
+from models.analysis import tables
 from models.errors import UserError
 from tests import tiny
+from tests.experiments import toys
+from train.data.sources import digits
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
-ENVIRONMENT = {"commit": "0123456789ab", "device": "1 x toy (2 < 3 cores)", "versions": {"jax": "0.0"}}
-CLAIMS = [
-    {
-        "statement": f'a < b & "c" | d, part {i}',
-        "published": f"{i}.5 % <b>",
-        "source": f"Author 201{i}, table {i}",
-        "expected": f"above {i} & rising",
-        "ours": f"9{i}.0 ± 0.{i} %",
-        "verdict": verdict,
-        **(
-            {
-                "estimate": 0.012,
-                "low": 0.002,
-                "high": 0.022,
-                "margin": 0.0,
-                "unit": "points",
-                "p": 0.0312,
-                "test": "Welch",
-            }
-            if i
-            else {}
-        ),
-        **({"seeds": 17} if verdict == study.TOO_SMALL else {}),
-    }
-    for i, verdict in enumerate(study.VERDICTS)
-]
-COMMAND = "python -m experiments.run toy.py --scale=digits"
 
 
-def result(name):
-    return {
-        "study": name,
-        "verdict": "as before",
-        "would_change": "Larger <toys> & more seeds.",
-        "title": "Toys & <tools>",
-        "question": "Does <i>it</i> & that work?",
-        "scale": "digits",
-        "command": COMMAND,
-        "claims": CLAIMS,
-        "tables": [
-            {
-                "title": "Sizes of *toys*",
-                "columns": ["toy", "size", "acc_uracy"],
-                "rows": [["a|b", 10, "97.2 ± 0.3 %"], ["<c>", 2.5, "diverged"]],
-            }
-        ],
-        "figures": [{"file": "curves.png", "caption": "Loss < 1 & falling."}],
-        "environments": [ENVIRONMENT],
-        "trials_at_once": 2,
-        "seconds_of_training": 312.4,
-        "seconds_of_this_command": 61.0,
-        "finished": "2026-03-04T05:06:07Z",
-        "trials": [{"diverged": None}, {"diverged": "loss is nan at step 3"}],
-    }
+def change(folder, **changes):
+    """Changes the second claim."""
+    toys.write_result(folder, claims=[toys.CLAIMS[0], {**toys.CLAIMS[1], **changes}, toys.CLAIMS[2]])
 
 
 @pytest.fixture
 def results(tmp_path):
-    """Returns a folder of results: a study outside the catalogue, a page of costs, a benchmark."""
-    root = tmp_path / "results"
-    folder = root / "studies" / "toy" / "digits"
-    for path in (folder, root / "costs", root / "bench" / "small"):
-        path.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(result("toy")))
-    Image.new("RGB", (30, 20), "red").save(folder / "curves.png")
-    Image.new("RGB", (40, 10), "blue").save(root / "costs" / "early.png")
-    (root / "costs" / "costs.md").write_text(
-        "# Title\n\nSome text & <script>alert(1)</script>.\n\n![early costs](early.png)\n\n## Below\n\n"
-        "| network | top-1 % |\n| --- | --- |\n| vgg | 71.6 |\n"
-    )
-    (root / "bench" / "small" / "bench.md").write_text("# Benchmark\n\nOne machine.\n")
-    (root / "bench" / "small" / "bench.json").write_text(json.dumps({"measured": "2025-01-01T00:00:00Z"}))
-    return root
+    """Returns a folder of results."""
+    return toys.write(tmp_path / "results")
 
 
 @pytest.fixture
@@ -127,12 +69,12 @@ class Page(html.parser.HTMLParser):
 def test_html_says_what_the_results_say(built):
     page = Page(built[0])
     text = " ".join(page.text.split())
-    for claim in CLAIMS:
-        statements = 3 if claim["verdict"] == study.DISAGREES else 2  # the study's verdict names it, too
-        for field, times in (("statement", statements), ("published", 2), ("source", 2), ("expected", 1), ("ours", 2)):
+    for claim in toys.CLAIMS:
+        statements = 3 if claim["verdict"] == study.DISAGREES else 2  # in the figure, and in the study's verdict
+        for field, times in (("statement", statements), ("published", 1), ("source", 1), ("expected", 1), ("ours", 1)):
             assert text.count(claim[field]) == times, claim[field]
     for phrase in (
-        COMMAND,
+        toys.COMMAND,
         "Does <i>it</i> & that work?",
         "Loss < 1 & falling.",
         "Sizes of *toys*",
@@ -144,23 +86,24 @@ def test_html_says_what_the_results_say(built):
         "1 x toy (2 < 3 cores)",
         "commit 0123456789ab",
         "jax 0.0",
-        "1 agrees 1 disagrees 1 too small to tell",
+        "1 agrees 1 disagrees 1 too small to tell show all",
+        f"{studies.SCALES['digits']}",
         "One machine.",
         "Of 3 claims 1 agrees, 1 disagrees, 1 is too small to tell. Not found here: a < b",
         "What would change it. Larger <toys> & more seeds.",
-        "too small to tell 17 seeds would tell",
+        "+1.2 points [+0.2, +2.2]; p 0.031; 17 seeds would tell",
         "Below",
         winners.CAPTION,
     ):
         assert phrase in text, phrase
     badges = [attrs["class"] for attrs in page.all("span") if attrs.get("class", "").startswith("badge")]
-    assert sorted(badges) == sorted(2 * [f"badge {name}" for name in render.BADGES.values()])
+    assert sorted(badges) == sorted([f"badge {name}" for name in render.BADGES.values()])
 
 
 def test_html_is_complete_in_itself(built):
     page = Page(built[0])
     pictures = page.all("img")
-    assert len(pictures) == 4 and all(attrs["src"].startswith("data:image/png;base64,") for attrs in pictures)
+    assert len(pictures) == 3 and all(attrs["src"].startswith("data:image/png;base64,") for attrs in pictures)
     assert {(attrs["width"], attrs["height"]) for attrs in pictures} >= {("30", "20"), ("40", "10")}
     assert all(attrs["alt"] for attrs in pictures)
     loaded = [
@@ -169,7 +112,7 @@ def test_html_is_complete_in_itself(built):
         for name, value in attrs.items()
         if name in ("src", "srcset", "href", "data", "poster") and tag != "a"
     ]
-    assert all(value.startswith("data:") for value in loaded)
+    assert all(value.startswith(("data:", "#")) for value in loaded)
     assert "@import" not in built[0] and "url(" not in built[0]
     assert "<script>alert" not in built[0]  # of a page of Markdown
 
@@ -179,7 +122,7 @@ def test_links_lead_to_anchors_of_the_page(built):
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
     targets = {attrs["href"] for attrs in page.all("a")}
-    assert {f"#toy-digits-claim-{i}" for i in (1, 2, 3)} | {"#toy", "#toy-digits", "#costs", "#bench-small"} <= targets
+    assert {f"#toy-digits-claim-{i}" for i in (1, 2, 3)} | {"#toy", "#toy-digits", "#costs"} <= targets
     assert targets <= {f"#{name}" for name in ids}
 
 
@@ -197,13 +140,14 @@ def test_markdown_says_the_same(built):
     parser = markdown_it.MarkdownIt("commonmark").enable("table")
     page = Page(parser.render(text).replace(" />", ">"))
     text_of_page = " ".join(page.text.split())
-    for claim in CLAIMS:
+    assert studies.SCALES["digits"] in text_of_page
+    for claim in toys.CLAIMS:
         assert all(
             text in text_of_page for key, text in claim.items() if isinstance(text, str) and key not in ("unit", "test")
         )
     for name in (
         "+1.2 points [+0.2, +2.2], p 0.031",
-        COMMAND,
+        toys.COMMAND,
         "What would change it. Larger <toys> & more seeds.",
         "17 seeds would tell",
         "Does <i>it</i> & that work?",
@@ -214,7 +158,7 @@ def test_markdown_says_the_same(built):
     ):
         assert name in text_of_page, name
     pictures = [attrs["src"] for attrs in page.all("img")]
-    assert len(pictures) == 4 and all((out / name).is_file() for name in pictures)
+    assert len(pictures) == 3 and all((out / name).is_file() for name in pictures)
     assert any(row.startswith("| --- | ---: | ---: |") for row in text.splitlines())
 
 
@@ -245,14 +189,42 @@ def test_without_any_study(tmp_path):
         (lambda folder: (folder / "results.json").write_text("{"), "results.json is damaged: it is not JSON"),
         (
             lambda folder: (folder / "results.json").write_text('{"study": "toy", "scale": "digits"}'),
-            "its results.json lacks 'claims'",
+            "results.json is damaged: 'title' is a required property",
         ),
+        (lambda folder: change(folder, verdict="perhaps"), "claims[1].verdict: 'perhaps' is not one of ('agrees', "),
+        (lambda folder: change(folder, low="none"), "claims[1].low: 'none' is not of type 'number', 'null'"),
+        (
+            lambda folder: toys.write_result(folder, tables=[{"title": "T", "columns": ["a", "b"], "rows": [[1]]}]),
+            "rows of the table “T” differ in length",
+        ),
+        (
+            lambda folder: toys.write_result(folder, figures=[{"file": "../../secret.png", "caption": ""}]),
+            "figures[0].file: '../../secret.png' does not match",
+        ),
+        (lambda folder: (folder / "curves.png").write_text("no"), "curves.png: this picture of the results is damaged"),
     ],
 )
 def test_damaged_results(results, tmp_path, spoil, message):
     spoil(results / "studies" / "toy" / "digits")
     with pytest.raises(UserError, match=re.escape(message)):
         render.write(content.gather(results, tmp_path / render.PICTURES), tmp_path)
+
+
+def test_studies_and_pictures_may_have_any_name(results, tmp_path):
+    import markdown_it
+
+    folder = results / "studies" / "toy" / "digits"
+    (folder / "curves.png").rename(folder / "a b#1?(%20).png")
+    toys.write_result(folder, study="Größe 日本", figures=[{"file": "a b#1?(%20).png", "caption": "c"}])
+    out = tmp_path / "report"
+    render.write(content.gather(results, out / render.PICTURES), out)
+    html = Page((out / "index.html").read_text())
+    assert {"größe-日本-digits", "größe-日本-digits-claim-1"} <= {attrs.get("id") for _, attrs in html.elements}
+    page = Page(markdown_it.MarkdownIt("commonmark").render((out / "report.md").read_text()).replace(" />", ">"))
+    names = [urllib.parse.unquote(attrs["src"]) for attrs in page.all("img")]
+    assert f"{render.PICTURES}/größe-日本-digits-a b#1?(%20).png" in names and all(
+        (out / name).is_file() for name in names
+    )
 
 
 def test_missing_folder_is_one_line(tmp_path):
@@ -270,6 +242,44 @@ def test_missing_folder_is_one_line(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("estimate", "low", "high", "margin", "test", "clear"),
+    [
+        (0.03, 0.01, 0.05, 0.0, "Welch", 1.5),
+        (0.01, 0.01, 0.03, 0.02, "Welch", -0.5),  # the interval's end above counts, which is toward the margin
+        (-0.01, -0.02, 0.0, -0.03, "non-inferiority by Welch", 2.0),
+        (0.01, -0.01, 0.03, 0.05, "two one-sided tests by Welch", 2.0),
+        (-0.08, -0.1, -0.06, 0.05, "two one-sided tests by Welch", -1.5),
+        (1.0, 1.0, 1.0, 0.5, "binomial", marks.FARTHEST),
+        (0.5, 0.5, 0.5, 0.5, "binomial", 0.0),
+        (None, None, None, 0.0, "exact", None),
+    ],
+)
+def test_marks_are_as_far_right_as_an_effect_is_beyond_its_margin(estimate, low, high, margin, test, clear):
+    claim = {"estimate": estimate, "low": low, "high": high, "margin": margin, "test": test}
+    assert marks.clearness(claim) == (clear if clear is None else pytest.approx(clear))
+
+
+def test_marks_stay_in_their_part_of_the_figure_and_apart():
+    claims = [
+        {**toys.CLAIMS[1], "estimate": x, "low": x - 0.01, "high": x + 0.01} for x in (-9, -0.01, 0, 0, 0, 0.03, 9)
+    ]
+    bare = [toys.CLAIMS[0]] * 9
+    row = marks.row([(i, claim) for i, claim in enumerate([*claims, *bare])])
+    places = {one.claim: (one.x, one.y) for one in row}
+    assert len(set(places.values())) == len(places) == 16
+    assert all(marks.EFFECTS[0] <= places[i][0] <= marks.EFFECTS[1] for i in range(7))
+    assert all(marks.OTHERS[0] <= places[i][0] <= marks.OTHERS[1] for i in range(7, 16))
+    assert places[0][0] == marks.EFFECTS[0] and places[6][0] == marks.EFFECTS[1]
+    assert places[1][0] == pytest.approx(marks.place(-marks.BAND), abs=0.01)
+
+
+def test_digits_are_those_of_the_data():
+    train, test = (len(digits.source(split, base().data)) for split in ("train", "test"))
+    text = studies.SCALES["digits"]
+    assert all(f"{number:,}" in text for number in (train, test, train + test)) and f"{100 / test:.2f} points" in text
+
+
 def test_winners_cover_every_year_and_their_errors_fall():
     assert [winner.year for winner in winners.WINNERS] == list(range(2010, 2018))
     errors = [winner.error for winner in winners.WINNERS]
@@ -278,11 +288,11 @@ def test_winners_cover_every_year_and_their_errors_fall():
 
 @pytest.mark.parametrize(("seconds", "text"), [(41.2, "41 s"), (312.4, "5 min 12 s"), (12000, "3 h 20 min")])
 def test_duration(seconds, text):
-    assert content.duration(seconds) == text
+    assert tables.duration(seconds) == text
 
 
 def test_results_of_older_code_say_what_would_change_them(results, tmp_path):
-    old_result = {**result("cost"), "claims": CLAIMS}
+    old_result = {**toys.result("cost"), "claims": toys.CLAIMS}
     del old_result["would_change"], old_result["verdict"]
     folder = results / "studies" / "cost" / "digits"
     folder.mkdir(parents=True)

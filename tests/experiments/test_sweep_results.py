@@ -6,6 +6,7 @@ import pytest
 from experiments import study
 from experiments.sweeps import effects, halving, metric, pictures, plan, results
 from models.errors import UserError
+from tests import pictures as texts
 from tests.experiments.test_sweep import assert_not_blank
 
 
@@ -70,6 +71,27 @@ WORLDS = {  # values of keys, accuracy, number of draws, names of the pictures
     "random_one": ([DRAWN], peak, 20, ["scatter"]),
     "random": ([DRAWN, "model.width=int(8,64)", NORMS], peak, 40, ["scatter"]),
 }
+
+
+@pytest.mark.parametrize("name", ["names", "two", "two_names", "random"])
+def test_one_image_of_the_test_set_is_no_trend(name, tmp_path):
+    """Accuracies that differ by 1 of 360 images: axes and colors show at least 20 images."""
+    overs, _, random, _ = WORLDS[name]
+    planned, found = world(overs, lambda **labels: 0.9 + len(str(labels)) % 2 / 360, random=random, seeds=1)
+    for one in found:
+        for trained in one.rungs[0]:
+            trained.summary["accuracy"] = round(trained.summary["accuracy"] * 360) / 360
+            trained.summary["test_examples"] = 360
+    with texts.recorded() as figures:
+        pictures.write(tmp_path, pictures.choose(found, list(planned.keys), metric.Metric("accuracy"), bool(random)))
+    for figure in figures:
+        assert texts.collisions(figure) == []
+        for axes in figure.axes:
+            if axes.get_ylabel() == "accuracy (%)":
+                assert np.ptp(axes.get_ylim()) >= 100 * 20 / 360
+            for drawn in (*axes.images, *axes.collections):
+                if drawn.get_array() is not None and len(drawn.get_array()):
+                    assert np.ptp(drawn.get_clim()) >= 100 * 20 / 360 or axes.get_label() == "<colorbar>"
 
 
 @pytest.mark.parametrize("name", WORLDS)

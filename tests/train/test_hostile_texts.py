@@ -15,7 +15,7 @@ from models.analysis.drawing import save
 from models.errors import UserError
 from tests import tiny
 from train import loop
-from train.plots import figures
+from train.plots import figures, mistakes
 from train.setup import config
 from train.storage import files, workdir
 
@@ -56,7 +56,7 @@ def test_pictures_show_any_name(name, tmp_path):
     rng = np.random.default_rng(0)
     pixels, classes = rng.integers(0, 256, (12, 8, 8, 3), np.uint8), [name, f"{name}2", f"$5 {name}"]
     quiet(
-        lambda: figures.mistakes(
+        lambda: mistakes.mistakes(
             rng.normal(size=(12, 3)),
             np.arange(12) % 3,
             classes,
@@ -92,7 +92,7 @@ def test_a_picture_that_fails_is_a_warning_and_the_run_is_finished(tmp_path, mon
     def fail(*arguments, **options):
         raise ValueError("no font\nat all")
 
-    monkeypatch.setattr(figures, "mistakes", fail)
+    monkeypatch.setattr(mistakes, "mistakes", fail)
     summary = loop.train(tiny.config(hooks="figures", duration="2 steps"), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     lines = capsys.readouterr().err.splitlines()
@@ -107,7 +107,7 @@ def test_a_picture_that_fails_is_a_warning_and_the_run_is_finished(tmp_path, mon
     "module",
     [
         "train", "train.export", "train.adaptive", "train.probe", "train.predict", "experiments.explain",
-        "experiments.run", "experiments.sweep",
+        "experiments.run", "experiments.sweep", "experiments.compare",
     ],
 )  # fmt: skip
 def test_paths_may_begin_with_a_tilde(module, tmp_path):
@@ -117,6 +117,7 @@ def test_paths_may_begin_with_a_tilde(module, tmp_path):
         "train.probe": "--cache=~/x",
         "experiments.run": "--out=~/x",
         "experiments.sweep": "--out=~/x",
+        "experiments.compare": "--out=~/x",
     }.get(module, "--workdir=~/nowhere")
     script = (
         f"import sys; sys.argv = ['x', {flag!r}]\n"

@@ -27,9 +27,10 @@ FLAGS = (
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Returns the final leaves of an uninterrupted run."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
+    folder = tmp_path_factory.mktemp("whole") / "a run"
     done = tiny.run(*FLAGS, f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"tensorboard --logdir='{folder}'"
     return final(folder)[0]
 
 

@@ -82,7 +82,9 @@ class ImageFeed:
         else:
             self._inspect()
         self._check_memory()
-        self._order = shuffle.Order(self.train_count, seed)
+        # A reopened run trains no further, so that its training set need not be opened for its groups
+        groups = None if recorded or self._is_resident else self.train.groups
+        self._order = shuffle.Order(self.train_count, seed, groups)
         augmentation = augment.build(config.augment, len(self.classes), self.image_shape, config.mean)
         if self.label_shape and augmentation.mix:
             raise UserError(
@@ -174,6 +176,10 @@ class ImageFeed:
                 self._compare(name, split)
             self._opened[key] = split
         return self._opened[key]
+
+    def replace_test(self, test: source.Source) -> None:
+        """Makes another source the test split, for evaluation alone; it has the run's classes and shapes."""
+        self._opened["test",] = test
 
     def _compare(self, name: str, split: source.Source) -> None:
         """Raises Changed if a split differs from the run's record, or from the run's classes and shapes."""

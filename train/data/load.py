@@ -1,12 +1,13 @@
 """Makes the source that `config.data` names."""
 
+import dataclasses
 import types
 from collections.abc import Mapping
 from typing import Any
 
 from models import plugins
 from models.errors import UserError, choice_error
-from models.weights import hub
+from train.data import mixture
 from train.data.options import Options
 from train.data.select import select
 from train.data.source import Source
@@ -19,6 +20,8 @@ KINDS = {
     "tfds:NAME": "train.data.sources.tfds:TfdsSource",
     "folder:PATH": "train.data.sources.folder:FolderSource",
     "arrays:FILE.npz": "train.data.sources.arrays:from_npz",
+    "parquet:PATH": "train.data.sources.parquet:source",
+    "hf:ORGANIZATION/NAME": "train.data.sources.hub:source",
 }
 TEXT_KINDS = ("grammar", "text:FOLDER")  # see sources/text.py
 
@@ -44,6 +47,15 @@ def load_test(data: Mapping[str, Any], **changes: Any) -> Source:
 
 
 def _load(split: str, options: Options) -> Source:
+    if options.source.startswith(mixture.PREFIX):
+        sets = mixture.parse(options.source)
+        sources = [_load(split, dataclasses.replace(options, source=name)) for name, _ in sets]
+        shares = [share for _, share in sets if share is not None]
+        try:
+            # A test set has each image once, whatever the shares
+            return mixture.Mixture(sources, shares if split in ("train", options.train_split) and shares else None)
+        except UserError as error:
+            raise UserError(f"data.source={options.source}: {error}") from None
     if plugins.split(options.source):
         return spec.resolve_one("data.source", options.source, {}, split, options)
     kind, colon, argument = options.source.partition(":")
@@ -51,6 +63,6 @@ def _load(split: str, options: Options) -> Source:
         name, known_colon, _ = pattern.partition(":")
         if (kind, colon, bool(argument)) == (name, known_colon, bool(known_colon)):
             return plugins.imported(where)(*filter(None, [argument]), split, options)
-    if hub.is_name(options.source) or options.source.endswith(".safetensors"):  # see train/published.py
-        raise UserError(f"{options.source} has no images of its own: name files, or use a run on a data set")
-    raise choice_error("data.source", options.source, (*KINDS, *TEXT_KINDS), own=True)
+    if kind == "weights":  # see train/published.py
+        raise UserError(f"{argument} has no images of its own: name files, or use a run on a data set")
+    raise choice_error("data.source", options.source, (*KINDS, "mixture(SOURCE, …)", *TEXT_KINDS), own=True)

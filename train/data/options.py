@@ -15,14 +15,14 @@ class Options:
     "stream": resident.choose), `augment` (augment.build), `mean` and `std` per channel on the scale 0..1.
 
     Attributes:
-      source: "digits", "tfds:NAME", "folder:PATH", "arrays:FILE.npz" or FILE.py:NAME. The last form names a function
+      source: a form of load.KINDS, mixture(…) or FILE.py:NAME. The last form names a function
         (split, options, ...) -> Source in a user's file; further arguments follow in parentheses, as in
         FILE.py:NAME(x=1). For TFDS, NAME is name, name/config or name:version. An .npz file
         has the arrays SPLIT_image, uint8 [N, H, W, C], and SPLIT_label, [N] or, for several classes per image,
         [N, classes].
       dir: folder of the TFDS sets; "" means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      train_split, test_split: TFDS splits ("train", "train[:90%]", "validation"). Digits and folders have "train" and
-        "test". They also part "train" into "train_fit" and "validation", so that choices need not see the test set.
+      train_split, test_split: of TFDS sets, in its notation ("train", "train[:90%]", "validation"). Other sets have
+        "train" and "test", and part "train" into "train_fit" and "validation"; see hold_out.py.
       image_size: height and width after the crop; 0 keeps the size of sources whose images all have one size.
       crop: "none", "resize", "random_resized" or "whole" (decode.Decoder).
       crop_scale: range of the random crop's share of the area.

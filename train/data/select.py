@@ -24,7 +24,7 @@ import numpy as np
 from models.errors import UserError
 from train.data.composite import Placed
 from train.data.identity import Digest
-from train.data.source import Indices, Label, Source, Stored, Wrapped
+from train.data.source import Indices, Label, Source, Stored, Wrapped, groups_within
 from train.setup import spec
 
 YELLOW = (255, 255, 0)
@@ -47,6 +47,7 @@ class Selected(Wrapped):
         """Takes examples `index` of `source`; `classes` has the source's label of each new class."""
         super().__init__(source, len(index), [source.classes[label] for label in classes])
         self.index, self.painted, self.labels = index, painted, labels.astype(np.int32)
+        self.groups = groups_within(source, index)
         self.label_of = {label: new for new, label in enumerate(classes)}
         if files := getattr(source, "files", None):
             self.files = [files[i] for i in index]

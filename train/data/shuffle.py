@@ -13,13 +13,21 @@ class Order:
     Position p is in epoch e = p // n, and is entry p % n of that epoch's permutation, which depends only on (seed, e).
     Batch t of size B has positions t*B … t*B + B-1. So it depends only on (seed, t), not on workers, processes or
     restarts. A batch may straddle two epochs: no remainder is dropped, and each epoch has each example once.
+
+    Where examples can only be read in groups, an epoch permutes the groups, and then the examples within each window of
+    some groups, so that a reader has to keep one window of groups in memory, and two at its borders.
+
+    Args:
+      n: number of examples.
+      seed: any integer.
+      groups: (boundaries 0, …, n of the groups, number of groups per window); None permutes all examples freely.
     """
 
-    def __init__(self, n: int, seed: int):
-        """Orders `n` examples by any integer `seed`."""
+    def __init__(self, n: int, seed: int, groups: tuple[np.ndarray, int] | None = None):
         if n < 1:
             raise ValueError(f"n={n}: an order needs at least one example")
         self.n, self.seed = n, seed
+        self._groups = None if groups is None else (tuple(groups[0].tolist()), groups[1])
 
     def indices(self, position: int, count: int) -> np.ndarray:
         """Returns the examples at the positions position … position+count-1, int64 [count]."""
@@ -28,7 +36,7 @@ class Order:
         result = np.empty(count, np.int64)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            result[rows] = _permutation(self.n, self.seed, int(epoch))[places[rows]]
+            result[rows] = _permutation(self.n, self.seed, int(epoch), self._groups)[places[rows]]
         return result
 
     def mirrored(self, position: int, count: int) -> np.ndarray:
@@ -48,10 +56,23 @@ def _first_mirrored(n: int, seed: int) -> np.ndarray:
 
 # Keeps two epochs: batches near a boundary need the current one and the next, again and again
 @functools.lru_cache(maxsize=2)
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    permutation = philox(seed, epoch, stream=0).permutation(n)
+def _permutation(n: int, seed: int, epoch: int, groups: tuple[tuple[int, ...], int] | None) -> np.ndarray:
+    rng = philox(seed, epoch, stream=0)
+    permutation = rng.permutation(n) if groups is None else _in_windows(rng, np.array(groups[0]), groups[1])
     permutation.setflags(write=False)
     return permutation
+
+
+def _in_windows(rng: np.random.Generator, bounds: np.ndarray, window: int) -> np.ndarray:
+    """Returns a permutation of the groups between `bounds`, permuted within each window of groups."""
+    order = rng.permutation(len(bounds) - 1)
+    parts = []
+    for start in range(0, len(order), window):
+        examples = np.concatenate(
+            [np.arange(int(bounds[group]), int(bounds[group + 1])) for group in order[start : start + window]]
+        )
+        parts.append(rng.permutation(examples))
+    return np.concatenate(parts)
 
 
 def philox(seed: int, number: int, stream: int) -> np.random.Generator:

@@ -48,6 +48,7 @@ class Source(Protocol):
       random_crop: True if training crops at random while it decodes, so that images cannot be decoded once and kept.
       how: settings, besides `decoder`, that affect the pixels; digests of the source include its `repr`.
       report: one line on the files that were used and left out; "" for none.
+      groups: (boundaries, groups per window) where examples are read in groups, see `shuffle.Order`; else None.
     """
 
     count: int
@@ -60,6 +61,7 @@ class Source(Protocol):
     label_shape: tuple[int, ...] = ()
     how: Any = ()
     report: str = ""
+    groups: tuple[np.ndarray, int] | None = None
 
     def __init__(
         self, count: int, classes: Sequence[str], stored: tuple[int | None, int | None, int], options: Options
@@ -121,6 +123,13 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """Returns the name by which a user knows example `index`: a file name or an id."""
         raise NotImplementedError
+
+    def key(self, index: int) -> str:
+        """Returns a name of example `index` that is the same wherever the set is stored.
+
+        Examples are held out by it; see hold_out.py. The default is the number of the example.
+        """
+        return str(index)
 
     def identity(self) -> dict[str, str | int]:
         """Returns JSON values that change when stored images or labels change.
@@ -262,3 +271,11 @@ class Wrapped(Source):
 
     def identity(self) -> dict[str, str | int]:
         return {**self.source.identity(), "images": self.count, "made by": Digest().add(self.how).short()}
+
+
+def groups_within(source: Source, index: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """Returns the `groups` of the examples `index` of a source, in increasing order."""
+    if source.groups is None or np.any(np.diff(index) < 0):
+        return None
+    bounds, window = source.groups
+    return np.unique(np.searchsorted(index, bounds)), window

@@ -12,6 +12,8 @@ HOOKS = {
     "average_precision": "train.hooks.average_precision:AveragePrecision",
     "sparsity": "train.hooks.sparsity:Sparsity",
     "sensitivity": "train.hooks.sensitivity:Sensitivity",
+    "wandb": "train.hooks.trackers:Wandb",
+    "mlflow": "train.hooks.trackers:MLflow",
 }
 
 

@@ -35,9 +35,9 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path, examples: int = 0, ep
       epoch: steps per epoch, for a second axis; 0 for none.
     """
     names = [name for name in PANELS if any(name in line for line in lines)]
-    with drawing.figure(path, (3.7 * len(names), 3.5)) as figure:
+    with drawing.figure(path, (3.7 * max(1, len(names)), 3.5)) as figure:
         panels = figure.subplots(1, len(names), squeeze=False)[0] if names else []
-        figure.get_layout_engine().set(wspace=0.05)
+        figure.set_layout_engine("constrained", wspace=0.05)
         for axes, name in zip(panels, names, strict=True):
             _draw(axes, name, lines, examples)
             if epoch:
@@ -66,7 +66,7 @@ def _draw(axes: Axes, name: str, lines: Sequence[Mapping[str, Any]], examples: i
         else:
             axes.plot(*zip(*points, strict=True), label={"train": "training"}.get(split, split), **style)
     axes.set_title(_title(name, lines), loc="left")
-    axes.set(xlabel="step", ylabel=PANELS[name][1], xlim=(0, 1.03 * max(line["step"] for line in lines)))
+    axes.set(xlabel="step", ylabel=PANELS[name][1], xlim=(0, 1.03 * max(1, *(line["step"] for line in lines))))
     scales.thousands(axes)
     axes.locator_params(axis="x", nbins=5)
     if name in SHARES:

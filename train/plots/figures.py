@@ -72,6 +72,9 @@ def percent(share: float) -> str:
     return "<1%" if 0 < share < 0.005 else ">99%" if 0.995 < share < 1 else f"{share:.0%}"
 
 
+CELL = 0.24  # inches per token, for short and long sentences alike
+
+
 def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws the decoder's attention to the source, one panel per sentence; see `draw_attention`.
 
@@ -79,33 +82,51 @@ def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
       maps: results of `train.tasks.translate.attention`.
       path: PNG to write.
     """
-    with drawing.figure(path, (13, 6.5 * math.ceil(len(maps) / 2))) as figure:
+    widths, heights = _tokens(maps)
+    size = (CELL * max(sum(widths), 12) + 1.3 * len(widths) + 1.2, CELL * sum(heights) + 1.3 * len(heights))
+    with drawing.figure(path, size) as figure:
         draw_attention(maps, figure)
+
+
+def _tokens(maps: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
+    """Returns the most source tokens of each column of panels, and the most output tokens of each row of panels."""
+    columns = min(2, len(maps))
+    widths = [max(len(one["source"]) for one in maps[column::columns]) for column in range(columns)]
+    rows = [maps[start : start + columns] for start in range(0, len(maps), columns)]
+    return widths, [max(len(one["ours"]) for one in row) for row in rows]
 
 
 def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
     """Draws attention, averaged over heads, with two panels per row.
 
-    A row of a panel is an output token, a column is a token of the source.
+    A row of a panel is an output token, a column is a token of the source. Cells have the same size in all panels.
 
     Args:
       maps: {"source": tokens, "ours": output tokens, "weights": [heads, output tokens, source tokens]}, at least one.
       figure: the figure to draw into.
     """
-    panels = figure.subplots(math.ceil(len(maps) / 2), min(2, len(maps)), squeeze=False).ravel()
+    widths, heights = _tokens(maps)
+    grid = figure.subplots(len(heights), len(widths), squeeze=False, width_ratios=widths, height_ratios=heights)
+    panels, images = grid.ravel(), []
     for axes in panels[len(maps) :]:
         axes.axis("off")
-    images = []
-    for axes, one in zip(panels, maps, strict=False):
-        images.append(axes.imshow(np.mean(one["weights"], 0), cmap="Blues", vmin=0, vmax=1))  # [H, T, S] -> [T, S]
-        size = min(10, 260 / max(len(one["source"]), len(one["ours"])))
+    means = [100 * np.mean(one["weights"], 0) for one in maps]  # [H, T, S] -> [T, S]
+    highest = max(20.0, *(float(mean.max()) for mean in means))
+    for i, (axes, one, mean) in enumerate(zip(panels, maps, means, strict=False)):
+        images.append(axes.imshow(mean, cmap="Blues", vmin=0, vmax=highest, interpolation="nearest"))
+        width, height = widths[i % len(widths)], heights[i // len(widths)]
+        size = min(9, 260 / max(width, height))
         axes.set_xticks(range(len(one["source"])), one["source"], rotation=90, fontsize=size)
         axes.set_yticks(range(len(one["ours"])), one["ours"], fontsize=size)
+        axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), anchor="NW")
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
-        axes.set(xlabel="source token", ylabel="output token")
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("source token", loc="left")
+        axes.set_ylabel("output token", loc="top")
         axes.xaxis.set_label_position("top")
-    figure.colorbar(images[-1], ax=list(panels), label="attention, mean of heads", shrink=0.5)
+    bar = figure.colorbar(images[-1], ax=list(panels), label="attention, mean of heads (%)", shrink=0.5, aspect=25)
+    bar.ax.set_anchor("N")
 
 
 def classes_by_part(axes: Axes, shares: Shares, classes: Sequence[str], what: str) -> AxesImage:
@@ -158,7 +179,7 @@ def images_in_rows(figure: Figure | SubFigure, rows: Sequence[tuple[str, Sequenc
 
 def of_images(rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]], path: Path) -> None:
     """Writes `images_in_rows` to the PNG `path`."""
-    with drawing.figure(path, (11.0, 0.4 + 1.3 * len(rows))) as figure:
+    with drawing.figure(path, (11.0, 0.3 + 1.05 * len(rows))) as figure:
         images_in_rows(figure, rows)
 
 
@@ -181,6 +202,6 @@ def predictions(rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]
             right.bar_label(bars, [f"{share:.1f}" for share in shares], padding=3, fontsize=8)
             right.set_yticks(range(len(classes)), [short(label, 30) for label, _ in classes], fontsize=8)
             right.set_xlim(0, 112)
-            right.invert_yaxis()
+            right.set_ylim(max(most, 3) - 0.4, -0.6)  # bars are as wide in all rows
             tidy(right)
         grid[-1, 1].set_xlabel("probability (%)")

@@ -78,7 +78,7 @@ def mistakes(
         if not errors:
             _draw_confusion(figure, matrix, classes)
             return
-        left, right = figure.subfigures(1, 2, width_ratios=(6.4, wide))
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(6.4, wide))[0]
         _draw_confusion(left, matrix, classes)
         some = "The most confident errors" if len(errors) < matrix.sum() - np.trace(matrix) else "All errors"
         right.suptitle(f"{some} on test images")
@@ -178,7 +178,8 @@ def _frequent(matrix: np.ndarray, classes: Sequence[str]) -> str:
     errors = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
     order = np.argsort(-errors, axis=None, kind="stable")[:LISTED]
     lines = []
-    for true, predicted in zip(*np.unravel_index(order, errors.shape), strict=True):
+    for place in order.tolist():
+        true, predicted = int(place) // len(matrix), int(place) % len(matrix)
         if errors[true, predicted]:
             lines.append(
                 f"{short(classes[true])} taken for {short(classes[predicted])}: "

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import rich.progress
 from models.errors import UserError
 from train import evaluate
 from train.optim.parameters import named, parameter_name
+from train.recording.tracking import Tracking
 from train.state import TrainState
 from train.storage import events, workdir
 
@@ -65,6 +66,7 @@ class Recorder:
       unit: what examples are called, e.g. "images".
       log_every: steps between lines; 0 for a single line at the end.
       before: `state()` at the checkpoint from which the run resumes; None for a new run.
+      trackers: receive each line, too; whoever starts them closes them.
     """
 
     def __init__(
@@ -78,11 +80,16 @@ class Recorder:
         unit: str,
         log_every: int,
         before: Mapping[str, Any] | None,
+        trackers: Sequence[Tracking] = (),
     ):
         self._files: list[workdir.MetricsFile | events.EventFile] = []
+        self._trackers = trackers
         if folder:
             self._files.append(workdir.MetricsFile(folder / "metrics.jsonl", step))  # cuts it off at `step`
-            self._files.append(events.EventFile(folder, workdir.read_metrics(folder / "metrics.jsonl")))
+            lines = workdir.read_metrics(folder / "metrics.jsonl")
+            self._files.append(events.EventFile(folder, lines))
+            for tracker in trackers:
+                tracker.catch_up(lines)
         self._console, self._total, self._batch_size, self._log_every = console, total, batch_size, log_every
         self._unit = unit
         before = before or {"sums": None, "logged": 0}
@@ -182,8 +189,8 @@ class Recorder:
         return f"  {(self._total - self._step) * self._batch_size / speed:.0f} s left" if speed == speed else ""
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Writes numbers and lists to metrics.jsonl, and the numbers to the event file as split/name."""
-        for file in self._files:
+        """Writes numbers and lists to metrics.jsonl, and the numbers to the event file and trackers as split/name."""
+        for file in (*self._files, *self._trackers):
             file.write(step, split, values)
 
     def evaluated(self, step: int, results: Mapping[str, Any]) -> None:

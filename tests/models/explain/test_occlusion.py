@@ -62,6 +62,7 @@ def test_is_a_loop_over_the_positions(kind, batch, target, endpoint, color):
         label, channel = int(logits.argmax()) if explicit == -1 else explicit, int(totals.argmax())
         assert (result.target[n], result.channel[n]) == (label, channel)
         np.testing.assert_allclose(result.logits[n], logits, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(result.whole[n], totals[channel], rtol=1e-4, atol=1e-3)
         for r, row in enumerate(down):
             for c, column in enumerate(across):
                 covered = image.copy()

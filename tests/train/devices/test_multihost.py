@@ -40,6 +40,14 @@ SHARDED = (
     "--config.model.norm=group:2",
     "--config.hooks=figures",
 )
+TRACKER = """
+from train.recording.tracking import Tracker
+
+class Log(Tracker):
+    def logged(self, step, values):
+        with open({path!r}, "a") as file:
+            file.write(f"{{step}} {{min(values)}}\\n")
+"""
 SECONDS = 60  # the others must notice within this time
 
 
@@ -95,13 +103,16 @@ def two(folder, *flags):
     """Runs two processes to their end."""
     ended = finish(start(*FLAGS, *flags, f"--workdir={folder}"))
     assert [code for code, _, _ in ended] == [0, 0], ended
+    assert ["tensorboard --logdir=" in out for _, out, _ in ended] == [True, False]
     return folder
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Returns the folder of an uninterrupted run of two processes, by pmap, without per-device statistics."""
-    return two(tmp_path_factory.mktemp("whole") / "run", "--config.model.norm=group:2")
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "log.py").write_text(TRACKER.format(path=str(folder / "log.txt")))
+    return two(folder / "run", "--config.model.norm=group:2", f"--config.hooks={folder}/log.py:Log")
 
 
 @pytest.mark.parametrize("devices", [4, 1])
@@ -116,6 +127,8 @@ def test_two_processes_of_two_devices_are_one_of_four_and_of_one(tmp_path, whole
     saved_summary = json.loads((whole / "summary.json").read_text())
     assert saved_summary["loss"] == pytest.approx(summary["loss"], rel=1e-4) and saved_summary["test_examples"] == 360
     assert steps_logged(whole) == list(range(4, 25, 4))
+    tracked = (whole.parent / "log.txt").read_text().split("\n")[:-1]  # by process 0 alone
+    assert [line.split()[0] for line in tracked if "train" in line] == [f"{step}" for step in range(4, 25, 4)]
 
 
 @pytest.mark.full

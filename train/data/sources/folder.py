@@ -1,30 +1,17 @@
 """A user's own images: one folder per class, or such folders for each split; `listing` decides which files count."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from models.errors import UserError, choice_error, nearest
-from train.data import identity
+from train.data import hold_out, identity
 from train.data.options import Options
 from train.data.source import Indices, Source
 from train.data.sources import listing
 from train.storage.remote import fetched
 
-_HELD_OUT = 5  # one image in five is held out where the user made no split
-_SPLITS = ("train", "test", "train_fit", "validation")
-_NAMES = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-}  # split by the name of its folder, in lower case
 _NEEDED = "it must have one folder of images for each class"
 
 File = tuple[str, int]  # name relative to the data set's folder, and label
@@ -51,8 +38,8 @@ class FolderSource(Source):
     def __init__(self, path: str, split: str, options: Options):
         """Lists the images of a split; raises UserError if the folder is not as described above."""
         self.root = fetched(path)
-        if split not in _SPLITS:
-            raise choice_error(f"split of folder {path}", split, _SPLITS)
+        if split not in hold_out.PARTS:
+            raise choice_error(f"split of folder {path}", split, hold_out.PARTS)
         if not self.root.is_dir():
             raise UserError(f"data.source=folder:{path}: there is no such folder")
         classes, files, self.report = _split_files(str(self.root), split)
@@ -76,29 +63,21 @@ def _split_files(root: str, split: str) -> tuple[list[str], list[File], str]:
     """Returns the class names, the images of the split, and the report on them."""
     splits, remarks = _split_folders(root)
     left_out = listing.beside(root)
-    if not splits:
-        classes = _classes(root)
-        files = _images(root, "", list(classes), left_out)
-        report = _report(root, files, classes, left_out)
-        train, test = _hold_out(root, files, "test")
-        if split in ("train", "test"):
-            report += f"; {len(test):,} of them are held out for testing"
-            return list(classes), train if split == "train" else test, "; ".join([report, *remarks])
-    else:
-        classes = _classes(f"{root}/{splits['train']}")
-        folders = {"train": splits["train"], "test": splits.get("test", splits.get("validation"))}
-        if "test" in splits and "validation" in splits:
-            folders |= {"validation": splits["validation"], "train_fit": splits["train"]}
-        folder = folders.get(split, splits["train"])
+    base, cuts = hold_out.plan(split, splits or ("train",))
+    classes = _classes(f"{root}/{splits['train']}" if splits else root)
+    folder = splits.get(base, "")
+    if splits:
         left_out += listing.beside(f"{root}/{folder}")
-        files = _images(root, folder, list(classes), left_out, is_training=folder == splits["train"])
-        report = _report(f"{root}/{folder}", files, classes, left_out)
-        if split in folders:
-            return list(classes), files, "; ".join([report, *remarks])
-        train = files
-    fit, validation = _hold_out(root, train, "validation")
-    report += f"; {len(validation):,} of the {len(train):,} to train are held out for validation"
-    return list(classes), fit if split == "train_fit" else validation, "; ".join([report, *remarks])
+    files = _images(root, folder, list(classes), left_out, is_training=base == "train")
+    report = _report(f"{root}/{folder}" if splits else root, files, classes, left_out)
+    for purpose, is_held_out in cuts:
+        names, labels = [name for name, _ in files], np.array([label for _, label in files], np.int32)
+        mask = hold_out.held_out(labels, names, purpose, f"folder {identity.shown(root)}")
+        kind = {"testing": "of them", "validation": f"of the {len(files):,} to train"}[purpose]
+        if purpose == cuts[-1][0]:
+            report += f"; {mask.sum():,} {kind} are held out for {purpose}"
+        files = [file for file, is_out in zip(files, mask, strict=True) if is_out == is_held_out]
+    return list(classes), files, "; ".join([report, *remarks])
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -112,11 +91,11 @@ def _split_folders(root: str) -> tuple[dict[str, str], list[str]]:
     names = listing.folders(root)
     if not names:
         raise UserError(f"folder {identity.shown(root)} has no folders: {_NEEDED}")
-    candidates = [name for name in names if name.casefold() in _NAMES]
+    candidates = [name for name in names if hold_out.split_of(name)]
     splits = {}
     for name in candidates:
         if listing.folders(f"{root}/{name}") and not listing.holds_images(f"{root}/{name}"):
-            split = _NAMES[name.casefold()]
+            split = hold_out.split_of(name)
             if split in splits:
                 raise UserError(f"folder {identity.shown(root)} has two folders for one split: {splits[split]}, {name}")
             splits[split] = name
@@ -183,46 +162,3 @@ def _report(folder: str, files: list[File], classes: dict[str, list[str]], left_
         f"folder {identity.shown(folder)}: {len(files):,} images in {count} classes"
         + f" ({others} left out)" * bool(others)
     )
-
-
-def _hold_out(root: str, files: list[File], what: str) -> tuple[list[File], list[File]]:
-    """Parts files into those that are kept and those that are held out for `what`, "test" or "validation".
-
-    The files of each class are sorted by a hash of `what` and the file's name, and the first ones are held out. So the
-    choice does not depend on a seed, and adding a file changes the choice of only a few others.
-    """
-    by_label: dict[int, list[File]] = {}
-    for file in files:
-        by_label.setdefault(file[1], []).append(file)
-    rest, held_out = [], []
-    for own, quota in zip(by_label.values(), _quotas([len(own) for own in by_label.values()]), strict=True):
-        first = set(sorted(own, key=lambda file: (_rank(f"{what} {file[0]}"), file))[:quota])
-        held_out += [file for file in own if file in first]
-        rest += [file for file in own if file not in first]
-    if not held_out:
-        raise UserError(
-            f"folder {identity.shown(root)} has only one image of each class, so that none can be held out "
-            f"for {'testing' if what == 'test' else 'validation'}: add images, or a folder of that split"
-        )
-    return rest, held_out
-
-
-def _quotas(counts: Sequence[int]) -> list[int]:
-    """Returns how many images of each class are held out.
-
-    The total is a fifth of all images, rounded, and at least 1. Each class gives a fifth, rounded down or up: the
-    largest remainders are rounded up, the first of equal ones first. The only image of a class is kept.
-    """
-    total = max(1, round(sum(counts) / _HELD_OUT))
-    quotas = [count // _HELD_OUT for count in counts]
-    growing = sorted(
-        (i for i, count in enumerate(counts) if count % _HELD_OUT and count > 1), key=lambda i: -(counts[i] % _HELD_OUT)
-    )
-    for i in growing[: total - sum(quotas)]:
-        quotas[i] += 1
-    return quotas
-
-
-def _rank(name: str) -> bytes:
-    """Returns a hash of a name, the same for all Unicode normalizations."""
-    return hashlib.sha256(identity.name_bytes(name)).digest()[:8]
