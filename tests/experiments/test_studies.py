@@ -132,8 +132,7 @@ def unfit(figure):
 
 
 def test_twenty_images_fill_an_axis_in_percent():
-    trial = study.Outcome({"seed": 0}, {"accuracy": 0.99, "test_examples": 360}, None, {}, {})
-    outcomes = study.Outcomes([trial, trial._replace(summary={**trial.summary, "accuracy": 0.9927})])
+    outcomes = study.Outcomes([study.Outcome({"seed": 0}, {"test_examples": 360}, None, {}, {})])
     axes = Figure().subplots()
     figures.errorbars(axes, range(2), [[0.99], [0.9927]])
     figures.percent_axis(axes, outcomes)

@@ -32,7 +32,7 @@ _FORM = re.compile(r"(.*?)(\([^()]*=[^()]*\))?", re.DOTALL)
 
 
 def arguments(image: str = "", label: str = "") -> dict[str, str]:
-    """Takes the arguments in `data.source`, the columns of images and labels: parquet:PATH(image=photo, label=breed)."""
+    """Takes the arguments in `data.source`, two columns, as in parquet:PATH(image=photo, label=breed)."""
     return {"image": image, "label": label}
 
 
