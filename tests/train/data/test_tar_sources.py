@@ -160,6 +160,22 @@ def test_class_names_lie_beside_the_shards_or_are_the_labels(tmp_path):
         opened(source, "test")
 
 
+def test_labels_mean_in_each_split_what_they_mean_in_training(tmp_path):
+    parts = {f"{i}.png": png(i) for i in range(3)}
+    train = {**parts, "0.cls": b"x", "1.cls": b"2", "2.cls": b"7"}  # names, although two are digits
+    written(tmp_path / "train.tar", dict(sorted(train.items())))
+    written(tmp_path / "val.tar", {"0.cls": b"7", "0.png": png(0), "1.cls": b"2", "1.png": png(1)})
+    source = opened(f"webdataset:{tmp_path}", "test")
+    assert source.classes == ("2", "7", "x") and source.all_labels().tolist() == [1, 0]
+    written(tmp_path / "train.tar", dict(sorted({**train, "0.cls": b"0"}.items())))
+    written(tmp_path / "val.tar", {"0.cls": b"x", "0.png": png(0)})
+    with pytest.raises(UserError, match="0.png has the label 'x'; allowed: the 8 classes of the training shards"):
+        opened(f"webdataset:{tmp_path}", "test")
+    (tmp_path / "classes.txt").write_text("a\nb\na\n")
+    with pytest.raises(UserError, match="classes.txt: 'a' is there twice"):
+        opened(f"webdataset:{tmp_path}")
+
+
 @pytest.mark.parametrize(
     "pattern, expected",
     [
