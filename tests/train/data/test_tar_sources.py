@@ -110,6 +110,22 @@ def test_long_names_and_all_formats_are_read_as_tarfile_reads_them(tmp_path, kin
     assert read == expected and [name for name, *_ in read] == names
 
 
+def test_large_and_small_members_in_any_order_and_more_headers_than_are_checked_at_once(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = [*rng.choice([0, 1, 511, 512, 513, 5000, 40_000, 300_000], 60), *[3] * 2500, 300_000, 7]
+    content = {f"{number}.bin": bytes([number % 256]) * size for number, size in enumerate(sizes)}
+    path = written(tmp_path / "a.tar", content)
+    with path.open("rb") as raw:
+        for name, offset, size, _ in tar_members.members(raw.fileno()):
+            assert os.pread(raw.fileno(), size, offset) == content.pop(name.decode())
+    assert not content
+    damaged = bytearray(path.read_bytes())
+    place = damaged.index(b"2000.bin")
+    damaged[place : place + 1] = b"9"
+    with pytest.raises(UserError, match="a header before byte [0-9,]+ is damaged"):
+        opened(f"tar:{written(path, bytes(damaged))}")
+
+
 def test_files_of_other_programs_are_read(tmp_path):
     """GNU tar 1.34 in four formats, bsdtar's pax, and webdataset 1.0's TarWriter wrote the golden archives."""
     golden = np.load(FOLDER / "tars.npz")
