@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -185,3 +186,29 @@ def test_each_path_in_a_value_is_found(tmp_path):
         "data.source": "../own.py:make(n=2)",
         "data.augment": "crop(4)|../own.py:blur(1)",
     }
+
+
+@pytest.mark.parametrize(
+    "source, value",
+    [
+        ("tar:/d/imagenet", "tar:../../d/imagenet"),
+        ("csv:/d/a (1).csv", "csv:../../d/a (1).csv"),
+        ("csv:/d/a.csv(path=x, label='y z')", "csv:../../d/a.csv(path=x, label='y z')"),
+        ("webdataset:/d/a-{0..3}.tar::/d/v.tar", "webdataset:../../d/a-{0..3}.tar::../../d/v.tar"),
+        ("folder:/d/x::y", "folder:../../d/x::y"),
+        ("tfds:cifar10", None),
+    ],
+)
+def test_the_paths_in_every_source_are_found(source, value):
+    assert paths.relative({"data": {"source": source}}, Path("/runs/a")).get("data.source") == value
+
+
+def test_shards_are_found_where_they_were_moved_with_the_run(tmp_path):
+    config = {"data": {"source": "webdataset:/gone/sets/a-{0..3}.tar::/gone/sets/val/*.tar"}}
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    (run / paths.NAME).write_text(json.dumps(paths.relative(config, Path("/gone/runs/a"))))
+    assert paths.located(config, run) == config
+    (tmp_path / "sets" / "val").mkdir(parents=True)
+    expected = f"webdataset:{tmp_path}/sets/a-{{0..3}}.tar::{tmp_path}/sets/val/*.tar"
+    assert paths.located(config, run)["data"]["source"] == expected

@@ -19,6 +19,7 @@ from train.storage.files import expanded, is_remote, read_json
 NAME = "paths.json"
 SCHEMA = {"type": "object", "additionalProperties": {"type": "string"}}
 _FILE = re.compile(r"""[^|('"\s][^|('"]*\.py(?=:)""")  # in FILE.py:NAME, as part of any value
+_WILD = re.compile(r"/[^/]*[{*]")  # where a pattern of shards begins; its folder stands for them
 # By key: the paths whose content is in the record that each checkpoint keeps, or which affect no result (data.dir)
 _RECORDED = {
     "init_from": re.compile(r"\A(?!hf:|torchvision:|https?://).+", re.DOTALL | re.IGNORECASE),
@@ -148,6 +149,6 @@ def _place(key: str, text: str, value: str, folder: Path) -> str | None:
 
     place = _mapped(key, value, absolute)
     same = _mapped(key, value, lambda _: "*") == _mapped(key, text, lambda _: "*")
-    if not same or not all(map(os.path.exists, places)):
+    if not same or not all(os.path.exists(_WILD.split(place)[0]) for place in places):
         return None
     return place if place != _mapped(key, text, _absolute) else None

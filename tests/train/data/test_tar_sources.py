@@ -110,6 +110,22 @@ def test_long_names_and_all_formats_are_read_as_tarfile_reads_them(tmp_path, kin
     assert read == expected and [name for name, *_ in read] == names
 
 
+def test_large_and_small_members_in_any_order_and_more_headers_than_are_checked_at_once(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = [*rng.choice([0, 1, 511, 512, 513, 5000, 40_000, 300_000], 60), *[3] * 2500, 300_000, 7]
+    content = {f"{number}.bin": bytes([number % 256]) * size for number, size in enumerate(sizes)}
+    path = written(tmp_path / "a.tar", content)
+    with path.open("rb") as raw:
+        for name, offset, size, _ in tar_members.members(raw.fileno()):
+            assert os.pread(raw.fileno(), size, offset) == content.pop(name.decode())
+    assert not content
+    damaged = bytearray(path.read_bytes())
+    place = damaged.index(b"2000.bin")
+    damaged[place : place + 1] = b"9"
+    with pytest.raises(UserError, match="a header before byte [0-9,]+ is damaged"):
+        opened(f"tar:{written(path, bytes(damaged))}")
+
+
 def test_files_of_other_programs_are_read(tmp_path):
     """GNU tar 1.34 in four formats, bsdtar's pax, and webdataset 1.0's TarWriter wrote the golden archives."""
     golden = np.load(FOLDER / "tars.npz")
@@ -158,6 +174,22 @@ def test_class_names_lie_beside_the_shards_or_are_the_labels(tmp_path):
         UserError, match=r"fox/1.png has the label 'fox'; allowed: the 3 classes of the training shards"
     ):
         opened(source, "test")
+
+
+def test_labels_mean_in_each_split_what_they_mean_in_training(tmp_path):
+    parts = {f"{i}.png": png(i) for i in range(3)}
+    train = {**parts, "0.cls": b"x", "1.cls": b"2", "2.cls": b"7"}  # names, although two are digits
+    written(tmp_path / "train.tar", dict(sorted(train.items())))
+    written(tmp_path / "val.tar", {"0.cls": b"7", "0.png": png(0), "1.cls": b"2", "1.png": png(1)})
+    source = opened(f"webdataset:{tmp_path}", "test")
+    assert source.classes == ("2", "7", "x") and source.all_labels().tolist() == [1, 0]
+    written(tmp_path / "train.tar", dict(sorted({**train, "0.cls": b"0"}.items())))
+    written(tmp_path / "val.tar", {"0.cls": b"x", "0.png": png(0)})
+    with pytest.raises(UserError, match="0.png has the label 'x'; allowed: the 8 classes of the training shards"):
+        opened(f"webdataset:{tmp_path}", "test")
+    (tmp_path / "classes.txt").write_text("a\nb\na\n")
+    with pytest.raises(UserError, match="classes.txt: 'a' is there twice"):
+        opened(f"webdataset:{tmp_path}")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Classes of sets whose labels are texts: numbers, or the names of the classes."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -46,14 +47,19 @@ def classes(labels: Sequence[str], beside: Iterable[Path] = ()) -> tuple[tuple[s
     return tuple(map(str, range(count))), None
 
 
-def labels(texts: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Returns the number of the class of each text, int32, and -1 for texts that are no class."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    if are_numbers(texts):
-        found = [int(text) if len(text) < 10 and int(text) < len(classes) else -1 for text in texts]
-    else:
-        found = [numbers.get(text, -1) for text in texts]
-    return np.array(found, np.int32)
+def labels(texts: Sequence[str], classes: Sequence[str], numbered: bool) -> np.ndarray:
+    """Returns the number of the class of each text, int32, and -1 for texts that are no class.
+
+    Args:
+      texts: labels.
+      classes: names of the classes.
+      numbered: whether labels are numbers of classes, not their names; the training set tells it for all splits.
+    """
+    if not numbered:
+        numbers = {name: number for number, name in enumerate(classes)}
+        return np.array([numbers.get(text, -1) for text in texts], np.int32)
+    valid = [are_numbers([text]) and len(text) < 10 and int(text) < len(classes) for text in texts]
+    return np.array([int(text) if good else -1 for text, good in zip(texts, valid, strict=True)], np.int32)
 
 
 def _listed(path: Path) -> tuple[str, ...]:
@@ -61,7 +67,6 @@ def _listed(path: Path) -> tuple[str, ...]:
         names = [line.strip() for line in file.read(_LARGEST).decode("utf-8-sig").splitlines() if line.strip()]
     if not names:
         raise UserError(f"{path}: it lists no class")
-    if len(set(names)) < len(names):
-        twice = next(name for number, name in enumerate(names) if name in names[:number])
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UserError(f"{path}: '{twice}' is there twice")
     return tuple(names)

@@ -73,7 +73,7 @@ def _of_lines(file: Path, lines: Sequence[str], names: Sequence[str]) -> list[st
     if len(rows) != len(names):
         raise Damaged(f"it has {len(rows):,} lines, but there are {len(names):,} images")
     labels = [label for (label,) in rows]
-    if all(label.isascii() and label.isdigit() for label in labels) and file.name != "":
+    if all(label.isascii() and label.isdigit() for label in labels):
         ordered = wnids()
         if any(len(label) > 3 for label in labels):
             raise Damaged(f"'{max(labels, key=len)[:20]}' is beyond the {len(ordered):,} classes of ImageNet")

@@ -56,7 +56,8 @@ def source(patterns: str, split: str, options: Options) -> Source:
     def open_split(name: str) -> tar_index.TarSource:
         first, own = index("train" if "train" in shards else name), index(name)
         classes, beside = class_names.classes(first.groups, [Path(path) for path in shards[name]])
-        labels = class_names.labels(own.groups, classes)[own.code]
+        numbered = class_names.are_numbers(first.groups)
+        labels = class_names.labels(own.groups, classes, numbered)[own.code]
         rows = np.arange(len(own))
         if not len(own):
             raise UserError(f"{title}: its shards hold no images ({listing.words(own.left_out) or 'nothing at all'})")
@@ -83,7 +84,7 @@ def _paths(pattern: str) -> list[str]:
         if not found:
             raise UserError(f"data.source=webdataset:{pattern}: no file has such a name")
         return found
-    missing = [name for name in names if not os.path.exists(name)]
+    missing = [name for name in names if not os.path.isfile(name) and not os.path.isdir(name)]
     if missing:
         some = ", ".join(missing[:_SHOWN]) + f" and {len(missing) - _SHOWN:,} more" * (len(missing) > _SHOWN)
         raise UserError(
