@@ -50,6 +50,14 @@ python -m experiments.bench.peer_speedrun --images=cifar10.npz --epochs=9.9 --wi
     parse   needs PyTorch
 python -m experiments.bench.tf_data '{"case": "data", "folder": "photos", "size": 224, "batch": 32, "batches": 30}'
     parse   needs TensorFlow
+python -m experiments.corruptions --workdir=runs/x
+    parse   half a minute; test_corruptions.py
+python -m experiments.corruptions --workdir=runs/x --corruptions=fog,snow --severities=1,3,5 --select="share(0.2)"
+    run
+python -m experiments.corruptions --workdir=runs/x --corruptions=all --baseline=runs/digits
+    parse   minutes; test_corruptions.py
+python -m experiments.corruptions --workdir=runs/imagenet --baseline=alexnet
+    parse   needs ImageNet
 python -m experiments.explain --workdir=runs/x --indices=0,5,9 --method="grad_cam|guided_grad_cam"
     run
 python -m experiments.explain --workdir=hf:timm/resnet50.a1_in1k --image=cat.jpg

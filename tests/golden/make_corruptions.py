@@ -26,11 +26,11 @@ import skimage.filters
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.golden import corruption_draws  # noqa: E402
-from train.data.corruptions import functions as ours  # noqa: E402
-from train.data.corruptions.severities import NAMES, SEVERITIES  # noqa: E402
+from tests.golden import corruption_draws
+from train.data.corruptions import functions as ours
+from train.data.corruptions.severities import NAMES, SEVERITIES
 
-SEED, EVERY = corruption_draws.SEED, corruption_draws.EVERY
+SEED = corruption_draws.SEED
 
 
 def gaussian(image, sigma=1, multichannel=False, **options):
@@ -68,16 +68,13 @@ class MotionImage:
 
 
 def hendrycks(file: Path) -> dict:
-    """Runs the definitions of one of the two files, without the part that reads data sets."""
+    """Runs the definitions of one of the two files, without the parts that read data sets and ImageMagick."""
     text = file.read_text().split("# /////////////// Further Setup")[0].split("\nimport collections")[0]
-    for name in ("torch", "torchvision", "wand", "scipy.ndimage.interpolation"):
-        text = text.replace(f"import {name}.", "import numpy as _unused #").replace(f"import {name}\n", "")
-    skipped = ("import torch", "from wand", "import wand", "wandlibrary.", "from skimage.filters", "from torch")
-    lines, names = [], {"gaussian": gaussian, "WandImage": object, "Image": Image, "os": __import__("os")}
-    start = text.index("import skimage")  # below the loaders of data
-    for line in text[start:].replace("from scipy.ndimage.interpolation", "from scipy.ndimage").split("\n"):
-        lines.append("" if line.startswith(skipped) or "ctypes.c_" in line else line)
-    exec(compile("import numpy as np\n" + "\n".join(lines), str(file), "exec"), names)  # noqa: S102
+    text = text[text.index("import skimage") :].replace("scipy.ndimage.interpolation", "scipy.ndimage")
+    without = ("from wand", "import wand", "wandlibrary.", "from skimage.filters")
+    lines = ["" if line.startswith(without) or "ctypes.c_" in line else line for line in text.split("\n")]
+    names = {"np": np, "gaussian": gaussian, "WandImage": object}
+    exec(compile("\n".join(lines), str(file), "exec"), names)
     names["MotionImage"] = MotionImage
     return names
 
@@ -100,8 +97,8 @@ def main() -> None:
         picture = corruption_draws.picture(size)
         for name in NAMES:
             for severity in SEVERITIES if name != "frost" else ():
-                image = made(functions, name, severity, picture)
-                out[f"{size}/{name}/{severity}"] = image if size == "small" else image[::EVERY, ::EVERY]
+                every = corruption_draws.EVERY[size]
+                out[f"{size}/{name}/{severity}"] = made(functions, name, severity, picture)[::every, ::every]
     np.savez_compressed(Path(__file__).with_name("corruptions.npz"), **out)
     if "--compare" in sys.argv:
         picture = corruption_draws.picture("large")

@@ -3,7 +3,6 @@
 They give what OpenCV, scikit-image and ImageMagick give where Hendrycks' code calls these.
 """
 
-import functools
 import math
 
 import numpy as np
@@ -58,22 +57,23 @@ def motion(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.nda
 
 
 def zoom(image: np.ndarray, factor: float) -> np.ndarray:
-    """Enlarges the center of an image [H, W, C] to its whole size, by linear interpolation."""
-    rows, columns = (_enlarging(side, float(factor)) for side in image.shape[:2])
-    return (rows @ np.moveaxis(image, -1, 0) @ columns.T).transpose(1, 2, 0).astype(image.dtype)
+    """Enlarges the center of an image [H, W, C] to its whole size, by linear interpolation, as `ndimage.zoom` does."""
+    rows, columns = (_places(side, factor) for side in image.shape[:2])
+    low, part = np.floor(rows).astype(int), (rows % 1)[:, None, None]
+    tall = image[low] * (1 - part) + image[np.minimum(low + 1, len(image) - 1)] * part
+    low, part = np.floor(columns).astype(int), (columns % 1)[:, None]
+    return (tall[:, low] * (1 - part) + tall[:, np.minimum(low + 1, len(columns) - 1)] * part).astype(image.dtype)
 
 
-@functools.cache
-def _enlarging(side: int, factor: float) -> np.ndarray:
-    """Returns the matrix [side, side] by which a row of pixels becomes its enlarged center, as `ndimage.zoom` has it."""
+def _places(side: int, factor: float) -> np.ndarray:
+    """Returns where in a row of pixels those of its enlarged center lie, float [side]."""
     part = math.ceil(side / factor)
-    large, start = ndimage.zoom(np.eye(part), (factor, 1), order=1), (side - part) // 2
-    trimmed = large[(len(large) - side) // 2 :][:side]
-    return np.pad(trimmed, ((0, 0), (start, side - part - start)))
+    large = round(part * factor)
+    return (np.arange(large) * ((part - 1) / (large - 1)))[(large - side) // 2 :][:side] + (side - part) // 2
 
 
 def plasma(shape: tuple[int, ...], decay: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns clouds in [0, 1], float [H, W], by the diamond-square algorithm (Fournier 1982, doi 10.1145/358523.358553).
+    """Returns clouds in [0, 1], float [H, W], by the diamond-square algorithm (Fournier 1982).
 
     Args:
       shape: (H, W, …).

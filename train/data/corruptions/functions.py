@@ -19,7 +19,7 @@ from train.data.corruptions.spatter import spatter
 Rng = np.random.Generator
 
 # Of the five photographs of frost that Hendrycks' code uses, on the scale 0 to 1: the mean color, the range of their
-# means relative to it, and the deviation within a patch, which is 0.08 in 32x32 at a fifth of their size, 0.13 in 224x224
+# means relative to it, and the deviation within a patch (0.08 in 32x32 at a fifth of their size, more in larger ones)
 FROST_COLOR, FROST_RANGE, FROST_DEVIATION = (0.57, 0.66, 0.70), (0.75, 1.25), 0.1
 
 

@@ -98,5 +98,5 @@ LARGE: dict[str, tuple[Any, ...]] = {
 
 
 def constants(name: str, severity: int, shape: tuple[int, ...]) -> Any:
-    """Returns the constants of a corruption for images of a shape [H, W, …]: CIFAR-10-C's up to LARGEST_SMALL pixels."""
+    """Returns the constants for images of a shape [H, W, …]: those of CIFAR-10-C up to LARGEST_SMALL pixels."""
     return (SMALL if min(shape[:2]) <= LARGEST_SMALL else LARGE)[name][severity - 1]
