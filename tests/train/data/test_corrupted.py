@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,6 +23,11 @@ GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "corruptions.npz")
 ONE_LEVEL = {"defocus_blur", "elastic_transform"}
 
 
+def chosen(whole, text) -> Any:
+    """Returns a part of a source, whose attributes depend on the text."""
+    return select(whole, text)
+
+
 def source(count=20, side=16, channels=3):
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
     return ArraySource(images, np.arange(count) % 4, list("abcd"))
@@ -32,7 +38,7 @@ def source(count=20, side=16, channels=3):
 def test_a_corruption_equals_hendrycks_code(name, size):
     picture, every = corruption_draws.picture(size), corruption_draws.EVERY[size]
     for severity in SEVERITIES:
-        ours = functions.apply(picture, name, severity, corruption_draws.Draws())[::every, ::every]
+        ours = functions.apply(picture, name, severity, cast(Any, corruption_draws.Draws()))[::every, ::every]
         theirs = GOLDEN[f"{size}/{name}/{severity}"]
         if name in ONE_LEVEL:
             assert (ours != theirs).mean() < 0.01 and abs(ours.astype(int) - theirs).max() <= 1
@@ -81,29 +87,29 @@ def test_a_higher_severity_changes_more(name):
 
 def test_the_noise_of_an_image_depends_on_its_number_alone():
     whole = source()
-    all_of_them = select(whole, "corrupt(gaussian_noise, 5)")
-    part = select(whole, "share(0.5)|corrupt(gaussian_noise, 5)")
+    all_of_them = chosen(whole, "corrupt(gaussian_noise, 5)")
+    part = chosen(whole, "share(0.5)|corrupt(gaussian_noise, 5)")
     arrays = all_of_them.arrays()["image"]
     np.testing.assert_array_equal(part.arrays()["image"], arrays[part.source.index])
     np.testing.assert_array_equal(all_of_them.read([7, 3])["image"], arrays[[7, 3]])
     again = pickle.loads(pickle.dumps(part))
     np.testing.assert_array_equal(again.example(4)["image"], part.example(4)["image"])
     for other in ("corrupt(gaussian_noise, 4)", "corrupt(gaussian_noise, 5, seed=1)", "corrupt(speckle_noise, 5)"):
-        assert (select(whole, other).example(0)["image"] != arrays[0]).any()
+        assert (chosen(whole, other).example(0)["image"] != arrays[0]).any()
     # Two images differ in their noise, too
     black = ArraySource(np.zeros((2, 16, 16, 3), np.uint8), np.arange(2), ["a", "b"])
-    first, second = select(black, "corrupt(gaussian_noise, 5)").arrays()["image"]
+    first, second = chosen(black, "corrupt(gaussian_noise, 5)").arrays()["image"]
     assert (first != second).any()
 
 
 def test_labels_names_and_identity():
     whole = source()
-    part = select(whole, "classes(2, 1)|corrupt(fog)")
+    part = chosen(whole, "classes(2, 1)|corrupt(fog)")
     assert isinstance(part, Corrupted) and part.classes == ("c", "b") and len(part) == 10
-    assert part.known_labels().tolist() == select(whole, "classes(2, 1)").known_labels().tolist()
+    assert part.known_labels().tolist() == chosen(whole, "classes(2, 1)").known_labels().tolist()
     assert part.name(3) == part.source.name(3) and part.corruption == ("fog", 3, 0)
     identities = [
-        str(select(whole, text).identity())
+        str(chosen(whole, text).identity())
         for text in (
             "",
             "corrupt(fog)",
@@ -117,7 +123,7 @@ def test_labels_names_and_identity():
 
 
 def test_canvases_can_be_corrupted():
-    part = select(source(), "place(24, clutter=1)|corrupt(contrast, 5)")
+    part = chosen(source(), "place(24, clutter=1)|corrupt(contrast, 5)")
     assert part.image_shape == (24, 24, 3)
     assert np.ptp(part.example(0)["image"].astype(int)) < np.ptp(part.source.example(0)["image"].astype(int))
 

@@ -63,10 +63,11 @@ def _edges(levels: np.ndarray) -> np.ndarray:
     along = (own > neighbor(-1, 0)) & (own >= neighbor(1, 0))
     falling = (own > neighbor(-1, -1)) & (own > neighbor(1, 1))
     rising = (own > neighbor(-1, 1)) & (own > neighbor(1, -1))
-    diagonal = np.where((right ^ down) < 0, rising, falling)
+    diagonal = np.where((right < 0) != (down < 0), rising, falling)
     rate = abs(down) * 2**15
     ridge = (own > LOW) & np.where(rate < flat, across, np.where(rate > steep, along, diagonal))
-    parts, _ = ndimage.label(ridge, np.ones((3, 3)))
+    labeled: Any = ndimage.label(ridge, np.ones((3, 3)))
+    parts = labeled[0]
     return ridge & np.isin(parts, np.unique(parts[ridge & (own > HIGH)]))
 
 
