@@ -53,8 +53,15 @@ def table(result: Mapping[str, Any]) -> "rich.table.Table":
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """Returns the clean error and the means, one per line."""
     count = sum(name in COMMON for name in result["errors"])
-    lines = [f"clean test error: {result['clean_error']:.2f}% of {result['images']:,} images"]
-    lines += [f"{text}: {result[key]:.2f}%, over {count} corruptions" for key, text in MEANS.items() if key in result]
+    lines = [
+        f"clean test error: {result['clean_error']:.2f}% of {result['images']:,} images",
+        f"standard error of an error on these images: at most {50 / result['images'] ** 0.5:.1f} points",
+    ]
+    lines += [
+        f"{text}: {result[key]:.2f}%, over {count} of the {len(COMMON)} common corruptions"
+        for key, text in MEANS.items()
+        if key in result
+    ]
     if result["baseline"]:
         lines.append(f"baseline: {result['baseline']}")
     extra = [title(name) for name in result["errors"] if name in EXTRA]
@@ -79,22 +86,20 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
 
 def page(result: Mapping[str, Any]) -> str:
     """Returns the results as a page in Markdown."""
-    speeds = [
-        [title(name), *([f"{value:,.0f}"]), f"{statistics.fmean(result['errors'][name]):.2f}%"]
-        for name, value in result["images_per_second"].items()
-    ]
+    speeds = [[title(name), f"{value:,.0f}"] for name, value in result["images_per_second"].items()]
     selected = f", {result['select']}" if result["select"] else ""
     return (
         "\n\n".join(
             [
                 f"# {result['model']} on corrupted images of {result['data']}",
                 f"Test error by corruption and severity; {result['images']:,} test images{selected}. "
-                f"Commit {result['commit']}, {result['device']}, seed {result['seed']}.",
+                f"The run trained for {result['config']['duration']}. Commit {result['commit']}, {result['device']}, seed "
+                f"{result['seed']} of the corruptions.",
                 "\n".join(f"- {line}" for line in sentences(result)),
                 markdown_table(columns(result), rows(result)),
                 "![Errors, and one image under each corruption](corruptions.png)",
                 "Images per second, with decoding and the network:",
-                markdown_table(["corruption", "images/s", "mean error"], speeds),
+                markdown_table(["corruption", "images/s"], speeds),
             ]
         )
         + "\n"

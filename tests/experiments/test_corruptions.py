@@ -69,7 +69,7 @@ def test_files_and_the_terminal_show_the_same_errors(done):
     page = (folder / "corruptions.md").read_text()
     for text in (page, shown):
         assert f"{result['errors']['contrast'][1]:.2f}%" in text and f"{result['clean_error']:.2f}%" in text
-        assert "over 1 corruptions" in text and "not in the means: gaussian blur" in text
+        assert "over 1 of the 15 common corruptions" in text and "not in the means: gaussian blur" in text
     assert result["mean_corruption_error"] == pytest.approx(np.mean(result["errors"]["contrast"]))
     with Image.open(folder / "corruptions.png") as picture:
         assert np.ptp(np.asarray(picture.convert("L"))) > 100

@@ -19,7 +19,8 @@ def check(name: str, severity: int, shape: Sequence[int]) -> None:
 
     Raises:
       UserError: The corruption is unknown.
-      ValueError: The severity is none, or the images are too small, or gray where a corruption changes colors only.
+      ValueError: There is no such severity, the images are too small or have other channels than gray or RGB, or they
+        are gray and the corruption only changes colors.
     """
     if name not in NAMES:
         raise choice_error("corruption", name, NAMES)
@@ -27,7 +28,7 @@ def check(name: str, severity: int, shape: Sequence[int]) -> None:
         raise ValueError(f"severity={severity} must be one of {', '.join(map(str, SEVERITIES))}")
     height, width, channels = shape
     if min(height, width) < SMALLEST:
-        raise ValueError(f"images of {height}x{width} are too small to corrupt: {SMALLEST}x{SMALLEST} is the least")
+        raise ValueError(f"images of {height}x{width} are too small for corruptions, which need {SMALLEST}x{SMALLEST}")
     if channels not in (1, 3):
         raise ValueError(f"images of {channels} channels cannot be corrupted; allowed: 1 or 3")
     if name in IN_COLOR and channels == 1:
@@ -44,7 +45,7 @@ class Corrupted(Wrapped):
 
     Attributes:
       corruption: (name, severity, seed).
-      numbers: By which the randomness of each image is keyed, int [N].
+      numbers: Number of each image by which its randomness is keyed, int [N].
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class Corrupted(Wrapped):
           name: One of `severities.NAMES`.
           severity: 1 to 5.
           seed: Of all randomness, with the images' numbers.
-          numbers: A number of each image, by default its index, so that a part of a set can keep those of the set.
+          numbers: Number of each image, by default its index. A part of a set keeps the numbers of the set, so that
+            its images are corrupted as in the whole set.
 
         Raises:
           UserError: The corruption is unknown.

@@ -155,5 +155,5 @@ def test_mistakes_are_one_line(text, message):
 def test_images_that_cannot_be_corrupted():
     with pytest.raises(UserError, match="saturate changes colors, but the images are gray"):
         select(source(channels=1), "corrupt(saturate)")
-    with pytest.raises(UserError, match="images of 7x7 are too small to corrupt: 8x8 is the least"):
+    with pytest.raises(UserError, match="images of 7x7 are too small for corruptions, which need 8x8"):
         select(source(side=7), "corrupt(fog)")
