@@ -93,8 +93,8 @@ def page(result: Mapping[str, Any]) -> str:
             [
                 f"# {result['model']} on corrupted images of {result['data']}",
                 f"Test error by corruption and severity; {result['images']:,} test images{selected}. "
-                f"The run trained for {result['config']['duration']}. Commit {result['commit']}, {result['device']}, seed "
-                f"{result['seed']} of the corruptions.",
+                f"The run trained for {result['config']['duration']}. Commit {result['commit']}, {result['device']}, "
+                f"seed {result['seed']} of the corruptions.",
                 "\n".join(f"- {line}" for line in sentences(result)),
                 markdown_table(columns(result), rows(result)),
                 "![Errors, and one image under each corruption](corruptions.png)",

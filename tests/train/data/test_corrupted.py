@@ -106,7 +106,7 @@ def test_labels_names_and_identity():
     whole = source()
     part = chosen(whole, "classes(2, 1)|corrupt(fog)")
     assert isinstance(part, Corrupted) and part.classes == ("c", "b") and len(part) == 10
-    assert part.known_labels().tolist() == chosen(whole, "classes(2, 1)").known_labels().tolist()
+    assert part.all_labels().tolist() == chosen(whole, "classes(2, 1)").all_labels().tolist()
     assert part.name(3) == part.source.name(3) and part.corruption == ("fog", 3, 0)
     identities = [
         str(chosen(whole, text).identity())
