@@ -62,6 +62,14 @@ python -m experiments.compare runs/batch0 runs/batch1 runs/group0 runs/group1 --
     run     runs/batch0 -> runs/x; runs/batch1 -> runs/digits; runs/group0 -> runs/aig; runs/group1 -> runs/aig
 python -m experiments.compare runs/sweeps/lr --pair=1,3
     run     runs/sweeps/lr -> runs; --pair=1,3 -> --pair=1,2
+python -m experiments.corruptions --workdir=runs/x
+    parse   half a minute; test_corruptions.py
+python -m experiments.corruptions --workdir=runs/x --corruptions=fog,snow --severities=1,3,5 --select="share(0.2)"
+    run
+python -m experiments.corruptions --workdir=runs/x --corruptions=all --baseline=runs/digits
+    parse   minutes; test_corruptions.py
+python -m experiments.corruptions --workdir=runs/imagenet --baseline=alexnet
+    parse   needs ImageNet
 python -m experiments.explain --workdir=runs/x --indices=0,5,9 --method="grad_cam|guided_grad_cam"
     run
 python -m experiments.explain --workdir=hf:timm/resnet50.a1_in1k --image=cat.jpg

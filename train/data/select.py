@@ -10,7 +10,9 @@
                                  classes, each with probability p (Salman 2022, arXiv 2207.02842). `size` is its share
                                  of the side. Augmentation comes later, and may flip or cut it.
     place(canvas, size='0.3-0.5', objects=1, clutter=4, copies=1, seed=0)    the images as objects on a larger canvas
-                                 (composite.py); must come last
+                                 (composite.py); only corruptions may follow
+    corrupt(name, severity=3, seed=0)    the images with a corruption of CIFAR-10-C and ImageNet-C, such as fog
+                                 (corrupted.py), always in the same way; must come last
 
 The selection depends only on the split and on `seed`, not on the seed of a run.
 """
@@ -23,6 +25,7 @@ import numpy as np
 
 from models.errors import UserError
 from train.data.composite import Placed
+from train.data.corrupted import Corrupted
 from train.data.identity import Digest
 from train.data.source import Indices, Label, Source, Stored, Wrapped, groups_within
 from train.setup import spec
@@ -87,7 +90,7 @@ class _Selection:
       index: numbers of the selected examples.
       class_labels: labels of the selected classes.
       painted: painted share of the side for each example of the whole source, float [N].
-      placed: canvases with the selected images, once `place` has made them.
+      changed: the selected images, once `place` or `corrupt` has made others of them.
     """
 
     def __init__(self, source: Source):
@@ -96,7 +99,7 @@ class _Selection:
         self.source, self.labels = source, source.all_labels()
         self.index, self.class_labels = np.arange(len(source)), list(range(len(source.classes)))
         self.painted = np.zeros(len(source))
-        self.placed: Placed | None = None
+        self.changed: Source | None = None
 
     def selected(self) -> Selected:
         """Returns the selected examples as a source."""
@@ -181,7 +184,14 @@ def place(
         limits = float(low), float(high or low)
     except ValueError:
         raise ValueError(f"size='{size}': must be a range of shares of the canvas' side, such as '0.3-0.5'") from None
-    selection.placed = Placed(selection.selected(), canvas, limits, objects, clutter, copies, seed)
+    selection.changed = Placed(selection.selected(), canvas, limits, objects, clutter, copies, seed)
+
+
+def corrupt(selection: _Selection, name: str, severity: int = 3, seed: int = 0) -> None:
+    """Corrupts the selected images; see the module."""
+    # An image's randomness is keyed by its number in the split, so that it does not depend on the selection
+    numbers = None if selection.changed else selection.index
+    selection.changed = Corrupted(selection.changed or selection.selected(), name, severity, seed, numbers)
 
 
 def _rank_in_class(selection: _Selection, seed: int) -> np.ndarray:
@@ -218,6 +228,7 @@ OPERATIONS = {
     "imbalance": imbalance,
     "paint": paint,
     "place": place,
+    "corrupt": corrupt,
 }
 
 
@@ -231,10 +242,10 @@ def select(source: Source, text: str) -> Source:
     if not operations:
         return source
     selection = _Selection(source)
-    for call in operations:
-        if selection.placed:
-            raise UserError(f"data.select '{text}': place must come last")
+    for before, call in zip((None, *operations), operations, strict=False):
+        if selection.changed and before and call.name != "corrupt":
+            raise UserError(f"data.select '{text}': {before.name} must come last; only corrupt may follow")
         spec.resolve("data.select", call, OPERATIONS, selection)
         if not len(selection.index):
             raise UserError(f"data.select '{text}' leaves no examples")
-    return selection.placed or selection.selected()
+    return selection.changed or selection.selected()

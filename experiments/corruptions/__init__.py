@@ -1,0 +1,1 @@
+"""The errors of a finished run on corrupted test images."""
