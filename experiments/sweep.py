@@ -160,6 +160,7 @@ def _write(
     console: rich.console.Console,
 ) -> dict[str, Any]:
     """Prints and writes the results; returns the content of results.json."""
+    from experiments.study import figures
     from experiments.sweeps import pictures
     from train.setup.config import plain
     from train.storage.files import write_atomically, write_json
@@ -174,7 +175,7 @@ def _write(
     content = {
         **about,
         **results.content(rows, sweep, metric, options.name),
-        "figures": pictures.write(folder, pictures.choose(reached, list(sweep.keys), metric, is_random)),
+        "figures": figures.write(folder, pictures.choose(reached, list(sweep.keys), metric, is_random), pictures.NAMES),
         "seconds_of_training": round(sum(outcome.seconds for outcome in outcomes), 1),
         "seconds_of_this_command": round(time.time() - start, 1),
         "environments": page.environments(study.Outcomes(outcomes)),

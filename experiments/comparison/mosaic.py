@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.comparison.disagreement import RIGHT, Matrix, Pair
-from experiments.comparison.pictures import Picture
-from experiments.study.figures import heatmap
+from experiments.study.figures import Picture, heatmap
 from models.analysis.palette import BLACK, BLUE, GRAY, RED
 from models.analysis.tables import markdown_code
 
@@ -27,7 +26,7 @@ def of_matrix(matrix: Matrix) -> Picture:
     )
     longest = max(len(group.name) for group in matrix.groups)
     size = (1.9 + 0.075 * longest + 0.55 * count, 1.2 + 0.05 * longest + 0.42 * count)
-    return Picture("disagreement", "Disagreement", caption, size, lambda figure: draw_matrix(figure, matrix))
+    return Picture("disagreement", caption, size, lambda figure: draw_matrix(figure, matrix))
 
 
 def draw_matrix(figure: Figure, matrix: Matrix) -> None:
@@ -74,7 +73,7 @@ def of_pair(pair: Pair) -> Picture | None:
     )
     rows = -(-count // COLUMNS)
     size = (max(1.55 * min(count, COLUMNS), 3.4) + 0.2, 0.55 + 2.2 * rows)
-    return Picture("disagreements", "Images", caption, size, lambda figure: draw_images(figure, pair, count))
+    return Picture("disagreements", caption, size, lambda figure: draw_images(figure, pair, count))
 
 
 def counts_text(pair: Pair) -> str:

@@ -1,8 +1,7 @@
 """Pictures of a comparison: curves with their spread over seeds, and the results of every seed."""
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +11,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from experiments.comparison.groups import Comparison, Group
 from experiments.comparison.results import difference
+from experiments.study.figures import Picture
 from experiments.sweeps.metric import SHARES, Metric
-from models.analysis import drawing
 from models.analysis.palette import BLACK, BLUE, COLORS, GRAY
-from models.command import FIGURES
 from train.plots.figures import tidy
 
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)))  # of the first eight groups, the next eight, …
@@ -24,27 +22,6 @@ MOST_NAMED = 16  # groups above which only the best are named
 BEST = 8  # groups that are named then
 Lines = list[tuple[np.ndarray, np.ndarray]]  # steps and values
 FILES = ("curves", "results", "disagreement", "disagreements")  # of pictures, by name
-
-
-class Picture(NamedTuple):
-    """A picture: the name of its file, a title, its caption, its size in inches, and the function that draws it."""
-
-    name: str
-    title: str
-    caption: str
-    size: tuple[float, float]
-    draw: Callable[[Figure], None]
-
-
-def write(folder: Path, pictures: Sequence[Picture]) -> list[dict[str, str]]:
-    """Writes pictures, removes those of an earlier comparison, and returns their files, titles and captions."""
-    for name in FILES:
-        for suffix in FIGURES:
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
-    for picture in pictures:
-        with drawing.figure(folder / f"{picture.name}.png", picture.size) as figure:
-            picture.draw(figure)
-    return [{"file": f"{one.name}.png", "title": one.title, "caption": one.caption} for one in pictures]
 
 
 class Style(NamedTuple):
@@ -94,7 +71,6 @@ def curves(comparison: Comparison, metric: Metric) -> Picture | None:
     rows = -(-sum(bool(look.label) for look in looks) // columns)
     return Picture(
         "curves",
-        "Curves",
         caption,
         (width, 3.1 + 0.19 * rows),
         lambda figure: draw_curves(figure, comparison, panels, looks, columns),
@@ -230,9 +206,7 @@ def results(comparison: Comparison, metric: Metric) -> Picture | None:
     caption += " Right: difference of means to the first group, with Welch's 95% interval." * compared
     caption += f" The first {MOST_ROWS} of {count} groups." * (count > MOST_ROWS)
     size = (8.2 if compared else 5.6, 1.0 + 0.27 * len(groups))
-    return Picture(
-        "results", "Results", caption, size, lambda figure: draw_results(figure, groups, first, metric, compared)
-    )
+    return Picture("results", caption, size, lambda figure: draw_results(figure, groups, first, metric, compared))
 
 
 def draw_results(figure: Figure, groups: Sequence[Group], first: Group, metric: Metric, compared: bool) -> None:

@@ -105,6 +105,7 @@ def write(folder: Path, found: Found, command: str) -> dict[str, Any]:
       command: The command, for the page.
     """
     from experiments.comparison import mosaic, pictures
+    from experiments.study import figures
     from train.storage.files import write_atomically, write_json
 
     comparison, metric = found.comparison, found.metric
@@ -118,7 +119,7 @@ def write(folder: Path, found: Found, command: str) -> dict[str, Any]:
         "groups": [results.record(group, comparison, metric) for group in comparison.groups],
         "disagreements": _disagreements(found),
         "notes": list(found.notes),
-        "figures": pictures.write(folder, [one for one in drawn if one]),
+        "figures": figures.write(folder, [one for one in drawn if one], pictures.FILES),
     }
     tables = [*found.tables, *([matrix_table(found.matrix)] if found.matrix else [])]
     tables += [pair_table(found.pair)] if found.pair else []

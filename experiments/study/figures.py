@@ -3,7 +3,8 @@
 import collections
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -13,12 +14,40 @@ from matplotlib.ticker import NullLocator
 
 from experiments.study import Outcomes
 from experiments.study.verdicts import deviation, finite, mean
+from models.analysis import drawing
 from models.analysis.axes import percent_limits, whole_percent
 from models.analysis.palette import BLACK
+from models.command import FIGURES
 from train.plots.figures import tidy
 
 # A legend below its axes, where it covers no data
 BELOW: Mapping[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+
+
+class Picture(NamedTuple):
+    """A picture: the name of its file, its caption, its size in inches, and the function that draws it."""
+
+    name: str
+    caption: str
+    size: tuple[float, float]
+    draw: Callable[[Figure], None]
+
+
+def write(folder: Path, pictures: Sequence[Picture], earlier: Sequence[str]) -> list[dict[str, str]]:
+    """Writes pictures, removes those of an earlier command, and returns their files and captions.
+
+    Args:
+      folder: Folder of the files.
+      pictures: The pictures.
+      earlier: Names that pictures of an earlier command may have.
+    """
+    for name in earlier:
+        for suffix in FIGURES:
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+    for picture in pictures:
+        with drawing.figure(folder / f"{picture.name}.png", picture.size) as figure:
+            picture.draw(figure)
+    return [{"file": f"{one.name}.png", "caption": one.caption} for one in pictures]
 
 
 def finish(

@@ -2,44 +2,24 @@
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.study import figures
+from experiments.study.figures import Picture
 from experiments.study.verdicts import deviation, finite, mean
 from experiments.sweeps import effects
 from experiments.sweeps.effects import Point
 from experiments.sweeps.halving import Result
 from experiments.sweeps.metric import Metric
-from models.analysis import drawing
 from models.analysis.axes import percent_limits
 from models.analysis.palette import BLUE, COLORS, GRAY, RED
 
 NAMES = ("lines", "bars", "heatmap", "scatter", "halving")  # of files
 PANELS = 3  # keys of a scatter plot
-
-
-class Picture(NamedTuple):
-    """A picture: the name of its file, its caption, its size in inches, and the function that draws it."""
-
-    name: str
-    caption: str
-    size: tuple[float, float]
-    draw: Callable[[Figure], None]
-
-
-def write(folder: Path, pictures: Sequence[Picture]) -> list[dict[str, str]]:
-    """Writes the pictures, removes those of an earlier sweep, and returns files and captions."""
-    for name in NAMES:
-        (folder / f"{name}.png").unlink(missing_ok=True)
-    for picture in pictures:
-        with drawing.figure(folder / f"{picture.name}.png", picture.size) as figure:
-            picture.draw(figure)
-    return [{"file": f"{picture.name}.png", "caption": picture.caption} for picture in pictures]
 
 
 def choose(results: Sequence[Result], names: Sequence[str], metric: Metric, is_random: bool) -> list[Picture]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import study
+from experiments.study import figures
 from experiments.sweeps import effects, halving, metric, pictures, plan, results
 from models.errors import UserError
 from tests import pictures as texts
@@ -83,7 +84,11 @@ def test_one_image_of_the_test_set_is_no_trend(name, tmp_path):
             trained.summary["accuracy"] = round(trained.summary["accuracy"] * 360) / 360
             trained.summary["test_examples"] = 360
     with texts.recorded() as figures:
-        pictures.write(tmp_path, pictures.choose(found, list(planned.keys), metric.Metric("accuracy"), bool(random)))
+        figures.write(
+            tmp_path,
+            pictures.choose(found, list(planned.keys), metric.Metric("accuracy"), bool(random)),
+            pictures.NAMES,
+        )
     for figure in figures:
         assert texts.collisions(figure) == []
         for axes in figure.axes:
@@ -99,7 +104,7 @@ def test_pictures_and_tables(name, tmp_path):
     overs, values, random, expected = WORLDS[name]
     planned, found = world(overs, values, random=random, rungs=1 if name != "number" else 3)
     accuracy = metric.Metric("accuracy")
-    files = pictures.write(tmp_path, pictures.choose(found, list(planned.keys), accuracy, bool(random)))
+    files = figures.write(tmp_path, pictures.choose(found, list(planned.keys), accuracy, bool(random)), pictures.NAMES)
     assert [file["file"] for file in files] == [f"{one}.png" for one in expected]
     for file in files:
         assert_not_blank(tmp_path / file["file"])
@@ -127,5 +132,5 @@ def test_all_seeds_that_diverged_leave_a_row_and_no_picture(tmp_path):
     assert table.rows[-1][:4] == ["batch", "—", 3, 3] and rows[0].setting.labels["norm"] == "group:8"
     record = results.content(rows, planned, accuracy, "x")["settings"][-1]
     assert record["mean"] is None and record["runs"][0]["diverged"] == "the loss is nan"
-    (picture,) = pictures.write(tmp_path, pictures.choose(found, ["norm"], accuracy, False))
+    (picture,) = figures.write(tmp_path, pictures.choose(found, ["norm"], accuracy, False), pictures.NAMES)
     assert picture["caption"].endswith("Seeds that diverged are left out.")

@@ -8,13 +8,6 @@ from tests.train.data.packed import images, opened, png, same, write_folder
 from train.data.sources import kept, table_rows
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / "ablate" / "indexes"
-
-
 @pytest.fixture
 def root(tmp_path):
     return write_folder(tmp_path / "set", images())

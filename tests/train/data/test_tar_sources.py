@@ -21,13 +21,6 @@ from train.data.names import Names
 from train.data.sources import kept, tar_index, tar_members, webdataset
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / "ablate" / "indexes"
-
-
 @pytest.fixture
 def folder(tmp_path):
     return write_folder(tmp_path / "folder", images())
