@@ -166,7 +166,7 @@ def markdown(content: Mapping[str, Any], tables: Sequence[Table]) -> str:
         text += [f"## {table.title}", "", markdown_table(columns, rows), ""]
     text += [line for note in content["notes"] for line in (_cell(note), "")]
     for figure in content["figures"]:
-        text += [f"![{figure['title']}]({figure['file']})", "", figure["caption"], ""]
+        text += [f"![{Path(figure['file']).stem}]({figure['file']})", "", figure["caption"], ""]
     runs = [
         (_cell(run["run"]), _cell(group["group"]), run["state"]) for group in content["groups"] for run in group["runs"]
     ]

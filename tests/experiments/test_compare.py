@@ -17,7 +17,7 @@ from scipy import stats
 import train
 from experiments import compare
 from experiments.comparison import arguments, groups, mosaic, pictures, results, runs
-from experiments.study import ledger
+from experiments.study import figures, ledger
 from models.analysis.tables import markdown_code
 from models.errors import UserError
 from tests import tiny
@@ -451,11 +451,11 @@ def test_pictures_of_any_classes_and_of_no_disagreement(trained, tmp_path):
     }  # fmt: skip
     pair = disagreement.pair_of(*comparison.groups, answers)
     assert pair.differ.tolist() == [1] and list(pair.counts.values()) == [1, 0, 1, 1] and pair.p == 1
-    pictures.write(tmp_path, [mosaic.of_pair(pair)])
+    figures.write(tmp_path, [mosaic.of_pair(pair)], pictures.FILES)
     assert is_drawn(tmp_path / "disagreements.png")
     same = dict.fromkeys(answers, answers[comparison.groups[0].name])
     assert mosaic.of_pair(disagreement.pair_of(*comparison.groups, same)) is None
-    pictures.write(tmp_path, [])
+    figures.write(tmp_path, [], pictures.FILES)
     assert not list(tmp_path.glob("*.png"))
 
 
