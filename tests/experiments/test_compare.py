@@ -134,7 +134,7 @@ def test_numbers_are_those_of_the_summaries_and_answers_those_of_the_networks(tr
     assert float(rows[1]["difference"]) == second["difference"]
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == content
     page = (tmp_path / "out" / "compare.md").read_text()
-    assert "| norm=group:2 | group:2 |" in page and "![Images](disagreements.png)" in page
+    assert "| norm=group:2 | group:2 |" in page and "![disagreements](disagreements.png)" in page
     assert f"differ on {differ.sum()} of 360 test images" in output
 
 
