@@ -28,6 +28,10 @@ python -m experiments.bench --cases=resnet50 --sweep=batch
     parse   minutes; test_bench.py
 python -m experiments.bench --topology=v5e:1x1 --cases=resnet50 --blocks=1
     parse   needs libtpu; train/test_forecast.py
+python -m experiments.bench.sources --folder=/tmp/sources
+    parse   makes 5 GB; test_bench.py
+python -m experiments.bench.sources --folder=/tmp/sources --entries=10000 --forms=tar,csv
+    parse   test_bench.py
 python -m experiments.bench.costs --out=experiments/results/costs
     parse   two minutes; test_costs.py
 python -m experiments.bench.skipped

@@ -86,6 +86,15 @@ def test_without_a_test_file_a_fifth_is_held_out_and_validation_too(tmp_path):
         np.testing.assert_array_equal(parts["test"].example(i)["label"], labels[i])
 
 
+def test_links_are_followed_and_hidden_files_are_not_read(folder, tmp_path):
+    root = tmp_path / "links"
+    root.mkdir()
+    (root / "all").symlink_to(folder[0] / "data")
+    (root / "loop").symlink_to(root)
+    write(root / ".cache/train.parquet", 3)
+    assert len(opened(f"parquet:{root}")) == 40 and len(opened(f"parquet:{root}", "test")) == 9
+
+
 def test_texts_as_labels_and_bytes_as_images(tmp_path):
     kinds = ["cow", "ant", "bee", "ant", "cow", "bee"]
     write(tmp_path / "train.parquet", 6, names=None, image="img", label="cls", labels=kinds, struct=False)

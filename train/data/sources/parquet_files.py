@@ -41,10 +41,8 @@ def by_split(title: str, root: Path) -> dict[str, list[Path]]:
     if root.is_file():
         return {"train": [root]}
     files: dict[str, list[Path]] = {}
-    for file in sorted(root.rglob("*.parquet")):
+    for file in _below(root):
         relative = file.relative_to(root)
-        if any(part.startswith(".") for part in relative.parts):
-            continue
         words = [word for part in reversed(relative.parts) for word in re.findall("[A-Za-z]+", part)]
         split = next((known for word in words if (known := hold_out.split_of(word))), "")
         other = re.match(r"([A-Za-z_]+)-\d+-of-\d+", file.name)  # a split of its own, such as unsupervised
@@ -54,6 +52,18 @@ def by_split(title: str, root: Path) -> dict[str, list[Path]]:
         raise UserError(f"{title}: {identity.shown(str(root))} {what}")
     _check_ranges(title, files)
     return files
+
+
+def _below(root: Path) -> list[Path]:
+    """Returns the parquet files at any depth, sorted; follows links, and leaves out hidden files."""
+    files = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        if os.path.realpath(folder) in {os.path.realpath(parent) for parent in Path(folder).parents}:
+            folders.clear()  # a link to a folder above would never end
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(folder, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
+    return sorted(files)
 
 
 def _check_ranges(title: str, files: Mapping[str, Sequence[Path]]) -> None:
