@@ -15,6 +15,7 @@ from scipy import ndimage
 from train.data.corruptions import filters
 from train.data.corruptions.severities import constants
 from train.data.corruptions.spatter import spatter
+from train.data.decode import Decoder
 
 Rng = np.random.Generator
 
@@ -221,8 +222,7 @@ def jpeg_compression(pixels: np.ndarray, quality: int, rng: Rng) -> np.ndarray:
     del rng
     file = io.BytesIO()
     _picture(pixels).save(file, "JPEG", quality=quality)
-    with Image.open(file) as image:
-        return np.asarray(image).reshape(pixels.shape)
+    return Decoder("none", 0, pixels.shape[2])(file.getvalue())
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:
