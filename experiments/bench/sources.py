@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import os
-import resource
+import re
 import shutil
 import statistics
 import subprocess
@@ -35,6 +35,7 @@ FORMS = {  # text of data.source for the sets of entries and of JPEGs
     "webdataset": "webdataset:{}",
     "csv": "csv:{}/labels.csv",
     "parquet": "parquet:{}",
+    "tfds": "tfds:imagenet_sample",  # of JPEGs alone, where it is prepared
 }
 FILES, ROUNDS, BATCH, LOOKUPS = 130, 3, 32, 20_000
 
@@ -117,10 +118,13 @@ def jpegs(folder: Path) -> list[tuple[int, bytes]]:
 
 def source(form: str, root: Path, size: int = 224) -> Any:
     """Opens the training split of a set in one form."""
+    from experiments.bench import pipelines
     from train.data import load
     from train.data.options import Options
 
-    return load.load(Options(FORMS[form].format(root), image_size=size, crop="random_resized"), "train")
+    folder, split = (pipelines.tfds_folder(pipelines.SAMPLE) or "", "validation") if form == "tfds" else ("", "train")
+    options = Options(FORMS[form].format(root), folder, split, image_size=size, crop="random_resized")
+    return load.load(options, "train")
 
 
 def opened(form: str, root: str) -> dict[str, Any]:
@@ -128,7 +132,9 @@ def opened(form: str, root: str) -> dict[str, Any]:
     from train.data import load  # noqa: F401  imports are not part of opening
 
     def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # The peak of getrusage would be that of the parent, if that is larger
+        kilobytes = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        return int(kilobytes[1]) / 1024 if kilobytes else 0.0
 
     before, start = peak(), time.perf_counter()
     images = source(form, Path(root))
@@ -186,16 +192,17 @@ def measure(folder: Path, forms: list[str], count: int) -> list[dict[str, Any]]:
     rows = []
     for form in forms:
         for name, images, size in (("entries", entries(count), count), ("images", iter(pictures), len(pictures))):
-            if not (folder / name / form).exists():
+            if form != "tfds" and not (folder / name / form).exists():
                 write(folder / name / form, form, images, size, name == "entries")
         call = f"s.opened({form!r}, {str(folder / 'entries' / form)!r})"
         code = f"import json; from experiments.bench import sources as s; print(json.dumps({call}))"
         runs = []
-        for _ in range(2):  # the second one finds the index that the first one kept
+        for _ in range(0 if form == "tfds" else 2):  # the second one finds the index that the first one kept
             process = [sys.executable, "-c", code]
             output = subprocess.run(process, env=environment, check=True, stdout=subprocess.PIPE).stdout
             runs.append(json.loads(output))
-        rows.append({"form": form, "first": runs[0]["seconds"], **runs[1], **is_exact(form, folder / "images" / form)})
+        facts = {"first": runs[0]["seconds"], "first_mib": runs[0]["mib"], **runs[1]} if runs else {}
+        rows.append({"form": form, **facts, **is_exact(form, folder / "images" / form)})
     speeds: dict[str, list[float]] = {form: [] for form in forms}
     for _ in range(ROUNDS):
         for form in forms:
@@ -207,17 +214,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Returns the rows as a Markdown table."""
     from models.analysis.tables import markdown_table
 
-    measured = ("opened first (s)", "again (s)", "memory (MiB)", "lookups/s", "images/s")
-    columns = ("source", "entries", *measured, "restart", "2 processes")
+    shown = {  # key of a row: column and format
+        "entries": ("entries", ",.0f"),
+        "first": ("opened first (s)", ".1f"),
+        "first_mib": ("memory (MiB)", ".0f"),
+        "seconds": ("again (s)", ".1f"),
+        "mib": ("memory (MiB)", ".0f"),
+        "lookups": ("lookups/s", ",.0f"),
+        "images_per_second": ("images/s", ".0f"),
+    }
+    columns = ("source", *(column for column, _ in shown.values()), "restart", "2 processes")
     cells = [
         (
             f"`{row['form']}:`",
-            f"{row['entries']:,}",
-            f"{row['first']:.1f}",
-            f"{row['seconds']:.1f}",
-            f"{row['mib']:.0f}",
-            f"{row['lookups']:,.0f}" if "lookups" in row else "",
-            f"{row['images_per_second']:.0f}",
+            *(format(row[key], form) if key in row else "" for key, (_, form) in shown.items()),
             *("same bits" if row[key] else "DIFFERENT" for key in ("restart", "shards")),
         )
         for row in rows

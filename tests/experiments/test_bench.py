@@ -437,12 +437,13 @@ def test_sources_are_made_opened_and_give_the_same_bits_in_each_form(tmp_path, m
     for name, value in (("FILES", 3), ("ROUNDS", 1), ("BATCH", 8), ("LOOKUPS", 100)):
         monkeypatch.setattr(sources, name, value)
     monkeypatch.setattr(subprocess, "run", lambda command, **options: Done(command[2]))
-    rows = sources.measure(tmp_path, list(sources.FORMS), 3000)
-    assert [row["form"] for row in rows] == list(sources.FORMS) and all(row["entries"] == 3000 for row in rows)
+    forms = [form for form in sources.FORMS if form != "tfds"]
+    rows = sources.measure(tmp_path, forms, 3000)
+    assert [row["form"] for row in rows] == forms and all(row["entries"] == 3000 for row in rows)
     assert all(row["restart"] and row["shards"] and row["images_per_second"] > 0 for row in rows)
     images = {row["form"]: sources.source(row["form"], tmp_path / "images" / row["form"]).arrays() for row in rows}
     counts = {form: np.unique(arrays["image"].reshape(40, -1), axis=0) for form, arrays in images.items()}
-    for form in sources.FORMS:
+    for form in forms:
         np.testing.assert_array_equal(counts[form], counts["folder"])
     assert sources.table(rows).count("same bits") == 10
 
