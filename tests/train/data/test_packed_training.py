@@ -1,6 +1,8 @@
 """Digits trained from a folder, tars, shards and a table give the same bits; workers read packed sets."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_digits
 
@@ -28,7 +30,14 @@ def forms(tmp_path_factory):
     for number in range(2):
         (root / f"{number}.tar").write_bytes(tar(dict(items[COUNT * number : COUNT * (number + 1)])))
     (root / "folder" / "labels.csv").write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+    (root / "parquet").mkdir()
+    for split in ("train", "test"):  # rows have no names by which the same images would be held out
+        held = opened(f"folder:{root}/folder", split)
+        images, labels = zip(*held.fetch(range(len(held))), strict=True)
+        columns = {"image": [path.read_bytes() for path in images], "label": list(map(str, labels))}
+        pq.write_table(pa.table(columns), root / "parquet" / f"{split}.parquet", row_group_size=10)
     return {
+        "parquet": f"parquet:{root}/parquet",
         "folder": f"folder:{root}/folder",
         "tar": f"tar:{root}/set.tar",
         "webdataset": f"webdataset:{root}/{{0..1}}.tar",
@@ -44,7 +53,7 @@ def trained(folder, source):
 
 
 @pytest.mark.parametrize(
-    "names", [("folder", "webdataset"), pytest.param(("folder", "tar", "csv"), marks=pytest.mark.full)]
+    "names", [("folder", "webdataset"), pytest.param(("folder", "tar", "csv", "parquet"), marks=pytest.mark.full)]
 )
 def test_every_form_trains_to_the_same_bits(tmp_path, forms, names):
     expected = None
