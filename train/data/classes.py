@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from models.errors import UserError, nearest
+from train.data import imagenet
 from train.data.source import Indices, Label, Source, Stored, Wrapped
 from train.storage.files import expanded
 
@@ -71,12 +72,15 @@ def numbers(classes: Sequence[str], known: Sequence[str], table: Mapping[str, st
     Args:
       classes: names of the set's classes.
       known: names of the network's classes.
-      table: the network's name, or "" for none, of names of the set; None if names are the same.
+      table: the network's name, or "" for none, of names of the set; None if names are the same, or if both name
+        ImageNet's classes, by ids or in words.
       title: the set's name in errors.
 
     Raises:
       UserError: names differ, and there is no table for them.
     """
+    if table is None:
+        classes, known = imagenet.ids(classes), imagenet.ids(known)
     number_of = {name: number for number, name in enumerate(known)}
     if table is not None:
         if missing := [name for name in classes if name not in table]:

@@ -6,6 +6,7 @@ tests/golden/make_imagenet_words.py writes it. The words are those of `models.we
 
 import csv
 import functools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from models.errors import choice_error
 from models.weights import tags
 
 SETS = ("imagenet", "a", "r")  # ImageNet-1k, and the 200 classes each of ImageNet-A and ImageNet-R
+
+
+_ID = re.compile(r"(n\d{8})(?!\d)", re.ASCII)
 
 
 @functools.cache
@@ -32,6 +36,22 @@ def wnids(which: str = "imagenet") -> tuple[str, ...]:
 @functools.cache
 def _words() -> dict[str, str]:
     return dict(zip(wnids(), tags.imagenet(), strict=True))
+
+
+def ids(classes: Sequence[str]) -> tuple[str, ...]:
+    """Returns the ids of ImageNet-1k's classes if these are their names, in words of any source; else the names.
+
+    Sources write a class in different ways: "n01440764", "n01440764_tench", "tench", or "tench, Tinca tinca". A
+    thousand names in words of which more than half begin as ours do are those classes, in their order.
+    """
+    found = [_ID.match(name) for name in classes]
+    if all(found):
+        return tuple(match[1] for match in found if match)
+    known = tags.imagenet()
+    if len(classes) != len(known):
+        return tuple(classes)
+    same = sum(name.split(",")[0].casefold() == word.casefold() for name, word in zip(classes, known, strict=True))
+    return wnids() if same > len(known) / 2 else tuple(classes)
 
 
 def words(wnid: str) -> str:

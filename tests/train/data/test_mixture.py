@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
-from train.data import classes, load, mixture
+from models.weights import tags
+from train.data import classes, imagenet, load, mixture
 from train.data.options import Options
 from train.data.shuffle import Order
 from train.data.sources.arrays import ArraySource
@@ -87,6 +88,18 @@ def test_classes_are_matched_by_name_or_by_a_table(tmp_path):
         classes.numbers(["bird"], "ab", {"bird": "c"}, "x")
     with pytest.raises(UserError, match="none of its images is of a class that the network knows"):
         classes.Renumbered(source(3), np.full(3, -1), "ab")
+
+
+def test_classes_of_imagenet_are_matched_by_their_ids():
+    ids, words = imagenet.wnids(), tags.imagenet()
+    longer = [f"{name}, and so on" for name in words]
+    both = [f"{wnid}_{name}" for wnid, name in zip(ids, words, strict=True)]
+    for known in (words, ids, longer, both):
+        assert classes.numbers(imagenet.wnids("a"), known, None, "x").tolist() == [
+            ids.index(wnid) for wnid in imagenet.wnids("a")
+        ]
+        assert classes.numbers(both, known, None, "x").tolist() == list(range(1000))
+    assert imagenet.ids(["tench"]) == ("tench",) and imagenet.ids(list(map(str, range(1000))))[0] == "0"
 
 
 def test_tables_of_classes(tmp_path):
