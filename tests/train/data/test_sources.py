@@ -61,6 +61,9 @@ def test_arrays(tmp_path):
         load(Options(f"arrays:{tmp_path}/a.npz"), "val")
     with pytest.raises(UserError, match=r"No such file"):
         load(Options(f"arrays:{tmp_path}/b.npz"), "train")
+    np.savez(tmp_path / "c.npz", train_image=np.repeat(images, 4, 0), train_label=np.arange(20) // 4)
+    parts = {name: load(Options(f"arrays:{tmp_path}/c.npz"), name) for name in ("train", "test")}
+    assert [len(part) for part in parts.values()] == [16, 4] and len(parts["test"].classes) == 5
     with pytest.raises(UserError, match=r"images must be uint8 \[N, H, W, C\].*got float64 \[2, 4, 4\]"):
         ArraySource(np.zeros((2, 4, 4)), np.zeros(2))
 

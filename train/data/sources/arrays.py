@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.errors import UserError, choice_error
+from models.errors import UserError
 from models.weights import npz
+from train.data import hold_out
 from train.data.identity import Digest
 from train.data.options import Options
 from train.data.source import Indices, Label, Source
@@ -87,17 +88,19 @@ def _class_count(labels: np.ndarray, source: str, named: int) -> int:
     return count
 
 
-def from_npz(path: str, split: str, options: Options) -> ArraySource:
-    """Returns a split of an .npz file; raises UserError if the file is damaged or lacks the split."""
+def from_npz(path: str, split: str, options: Options) -> Source:
+    """Returns a split of an .npz file, see `hold_out.opened`; raises UserError if the file is damaged or lacks it."""
     with npz.opened(fetched(path)) as arrays:
         splits = [key.removesuffix("_image") for key in arrays if key.endswith("_image")]
-        if split not in splits:
-            if not splits:
-                raise UserError(
-                    f"{path}: its arrays are {', '.join(arrays) or 'none'}; it must have {split}_image, "
-                    f"uint8 [N, H, W, C], and {split}_label for each split"
-                )
-            raise choice_error(f"split of {path}", split, splits)
-        if f"{split}_label" not in arrays:
-            raise UserError(f"data.source={options.source}: there is no array '{split}_label' beside '{split}_image'")
-        return ArraySource(arrays[f"{split}_image"], arrays[f"{split}_label"], options=options)
+        if not splits:
+            raise UserError(
+                f"{path}: its arrays are {', '.join(arrays) or 'none'}; it must have {split}_image, "
+                f"uint8 [N, H, W, C], and {split}_label for each split"
+            )
+
+        def open_split(name: str) -> ArraySource:
+            if f"{name}_label" not in arrays:
+                raise UserError(f"data.source={options.source}: there is no array '{name}_label' beside '{name}_image'")
+            return ArraySource(arrays[f"{name}_image"], arrays[f"{name}_label"], options=options)
+
+        return hold_out.opened(split, splits, open_split, path)
