@@ -83,13 +83,13 @@ def test_one_image_of_the_test_set_is_no_trend(name, tmp_path):
         for trained in one.rungs[0]:
             trained.summary["accuracy"] = round(trained.summary["accuracy"] * 360) / 360
             trained.summary["test_examples"] = 360
-    with texts.recorded() as figures:
+    with texts.recorded() as shown:
         figures.write(
             tmp_path,
             pictures.choose(found, list(planned.keys), metric.Metric("accuracy"), bool(random)),
             pictures.NAMES,
         )
-    for figure in figures:
+    for figure in shown:
         assert texts.collisions(figure) == []
         for axes in figure.axes:
             if axes.get_ylabel() == "accuracy (%)":

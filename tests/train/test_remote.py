@@ -211,7 +211,8 @@ def test_data_in_a_store(objects, tmp_path):
     assert source.files == local.files and source.identity() == local.identity()
     assert source.report.startswith(f"folder {tmp_path}/cache/ablate/copies/gs/bucket/digits: 20 images in 2 classes")
     file = tmp_path / "some.npz"
-    np.savez(file, train_image=np.zeros((4, 8, 8, 1), np.uint8), train_label=np.arange(4))
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    np.savez(file, train_image=images, train_label=np.arange(4), test_image=images, test_label=np.arange(4))
     upload(file, "s3://bucket/some.npz")
     assert len(arrays.from_npz("s3://bucket/some.npz", "train", Options("folder", image_size=8, crop="resize"))) == 4
     texts = tmp_path / "texts"

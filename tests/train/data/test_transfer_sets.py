@@ -205,7 +205,7 @@ def test_a_list_of_classes_without_one_for_difficult_objects(tmp_path):
 
 def test_arrays_with_several_classes(tmp_path):
     images, labels = np.zeros((3, 4, 4, 1), np.uint8), np.array([[1, 0], [-1, 1], [0, 0]])
-    np.savez(tmp_path / "a.npz", train_image=images, train_label=labels)
+    np.savez(tmp_path / "a.npz", train_image=images, train_label=labels, test_image=images, test_label=labels)
     source = load(Options(f"arrays:{tmp_path}/a.npz"), "train")
     assert source.label_shape == (2,) and source.classes == ("0", "1")
     assert source.arrays()["label"].tolist() == labels.tolist()
