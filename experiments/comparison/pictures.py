@@ -13,6 +13,7 @@ from experiments.comparison.groups import Comparison, Group
 from experiments.comparison.results import difference
 from experiments.study.figures import Picture
 from experiments.sweeps.metric import SHARES, Metric
+from models.analysis.axes import percent_limits, whole_percent
 from models.analysis.palette import BLACK, BLUE, COLORS, GRAY
 from train.plots.figures import tidy
 
@@ -98,7 +99,7 @@ def draw_curves(
             for group, look in sorted(zip(comparison.groups, looks, strict=True), key=lambda pair: bool(pair[1].label))
         ]
         lines = [line for whole, _ in drawn for line in whole] or [line for _, rest in drawn for line in rest]
-        _finish(axes, split, metric, lines)
+        _finish(axes, split, metric, lines, _examples(comparison.groups))
     handles, labels = every[0].get_legend_handles_labels()
     order = {look.label: i for i, look in enumerate(looks)}
     pairs = sorted(zip(handles, labels, strict=True), key=lambda pair: order[pair[1]])
@@ -156,7 +157,7 @@ def aligned(runs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[np
     return steps, np.stack([np.interp(steps, x, y) for x, y in kept])
 
 
-def _finish(axes: Axes, split: str, metric: Metric, lines: Lines) -> None:
+def _finish(axes: Axes, split: str, metric: Metric, lines: Lines, examples: int) -> None:
     """Labels a panel; a loss is shown on a logarithmic scale, and a share where its later part is.
 
     Args:
@@ -164,6 +165,7 @@ def _finish(axes: Axes, split: str, metric: Metric, lines: Lines) -> None:
       split: Split of the metric.
       metric: The metric.
       lines: Lines for which there must be room; others may leave the panel.
+      examples: Number of test examples, see `percent_limits`.
     """
     name = metric.name.replace("_", " ")
     unit = " (%)" if metric.name.startswith(SHARES) else " (nats)" if metric.name == "loss" else ""
@@ -179,11 +181,16 @@ def _finish(axes: Axes, split: str, metric: Metric, lines: Lines) -> None:
     elif metric.is_share and len(values):
         late = [y[x >= x[0] + 0.25 * (x[-1] - x[0])] for x, y in lines]
         low, high = min(float(y.min()) for y in late), float(values.max())
-        margin = max(0.06 * (high - low), 0.2)
-        axes.set_ylim(max(low - margin, 0) if low >= 0 else low - margin, high + margin)
+        axes.set_ylim(*percent_limits([low, high], examples))
+        whole_percent(axes)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     tidy(axes)
+
+
+def _examples(groups: Sequence[Group]) -> int:
+    """Returns the number of examples of the smallest test set that is known, or 0."""
+    return min((group.test.examples for group in groups if group.test.examples), default=0)
 
 
 def _leads(value: float) -> bool:
@@ -229,6 +236,8 @@ def draw_results(figure: Figure, groups: Sequence[Group], first: Group, metric: 
     left.set_yticks(range(len(groups)), [group.name for group in groups])
     left.set_ylim(len(groups) - 0.4, -0.6)
     left.set_xlabel(f"test {metric.label}")
+    if metric.is_share:
+        left.set_xlim(*percent_limits([100 * v for g in groups for v in g.values(metric.name)], _examples(groups)))
     for axes in others:
         axes.axvline(0, color=GRAY, linewidth=1, zorder=0)
         axes.set_xlabel("difference to the first" + " (points)" * metric.is_share)
