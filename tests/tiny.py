@@ -43,6 +43,18 @@ def trained(folder, **changes):
     return folder
 
 
+def points(folder):
+    """Returns the numbers of a run's metrics.jsonl, {(split/name, step): value}."""
+    from train.storage import workdir
+
+    return {
+        (f"{line['split']}/{name}", line["step"]): value
+        for line in workdir.read_metrics(folder / "metrics.jsonl")
+        for name, value in line.items()
+        if isinstance(value, (int, float)) and name != "step"
+    }
+
+
 def resnet18_file(folder):
     """Writes a narrow ResNet-18 in our layout, as `models.weights import` leaves it, and returns the file."""
     import models

@@ -49,7 +49,7 @@ def evaluate(folder: str, text: str, split: str = "", class_map: str = "") -> di
     network, state = load_network(folder)
     source, split = opened(network, text, split, class_map)
     if source.label_shape and not network.feed.label_shape:
-        results = _of_several(network, state, source)
+        results = _of_several(network, state, source, f"--evaluate={text}")
     else:
         network.images.replace_test(source)
         results = network.evaluate(network.parallel.place(state))
@@ -82,14 +82,11 @@ def opened(network: Network, text: str, split: str, class_map: str) -> tuple[Sou
     data["channels"] = channels if channels in (1, 3) else data["channels"]
     source = load.load_test(data, test_split=split)
     table = classes.read_table(class_map) if class_map else None
+    numbers = classes.numbers(source.classes, feed.classes, table, title)
     try:
-        renumbered = classes.Renumbered(
-            source, classes.numbers(source.classes, feed.classes, table, title), feed.classes
-        )
+        renumbered = classes.Renumbered(source, numbers, feed.classes)
     except UserError as error:
-        raise UserError(
-            str(error) if title in str(error) or "--class_map" in str(error) else f"{title}: {error}"
-        ) from None
+        raise UserError(f"{title}: {error}") from None
     if renumbered.image_shape != feed.image_shape:
         shapes = ["x".join(map(str, shape)) for shape in (renumbered.image_shape, feed.image_shape)]
         raise UserError(f"{title}: its images are {shapes[0]}, and the network takes {shapes[1]}")
@@ -115,11 +112,12 @@ def _among_classes(network: Network, state: TrainState, source: Source, results:
     return {"classes": len(present), "accuracy_among_classes": float(right.mean())}
 
 
-def _of_several(network: Network, state: TrainState, source: Source) -> dict[str, Any]:
+def _of_several(network: Network, state: TrainState, source: Source, title: str) -> dict[str, Any]:
+    """Returns metrics of images with several right classes each."""
     logits, labels = _outputs(network, state, source)
     counted = (labels > 0).any(1)
     if not counted.any():
-        raise UserError("none of its images has a label")
+        raise UserError(f"{title}: none of its images has a label")
     right = labels[np.arange(len(labels)), logits.argmax(1)] > 0
     return {
         "images": int(counted.sum()),

@@ -58,7 +58,7 @@ def _pause(trial: study.Trial) -> str:
 def folder_name(trial: study.Trial) -> str:
     """Returns the name of the trial's folder. Trials with equal configs share it, also if some of them pause.
 
-    Only values that differ from the defaults count, so that a new key of configs/base.py orphans no line of a ledger.
+    Only values that differ from the defaults count, so that adding a key to configs/base.py keeps ledgers valid.
     """
     from train.setup import config
 

@@ -1,8 +1,6 @@
 """Tests of experiments/bench: its tables, targets and charts, and workers and runs that end early."""
 
-import contextlib
 import importlib.util
-import io
 import json
 import subprocess
 import sys
@@ -11,23 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
 
 import models
 from experiments.bench import __main__ as command
-from experiments.bench import (
-    charts,
-    commands,
-    mfu,
-    networks,
-    output,
-    pipelines,
-    profile,
-    sources,
-    speedrun,
-    targets,
-    workers,
-)
+from experiments.bench import charts, commands, mfu, networks, output, pipelines, profile, speedrun, targets, workers
 from experiments.bench.workers import Call, Settings, Spec
 from models.analysis.tables import slug
 from models.errors import UserError
@@ -425,34 +410,3 @@ def test_the_command_measures_and_writes(tmp_path):
     assert set(step) == {"PyTorch", "ours"} and step["PyTorch"]["params"] == step["ours"]["params"] == 269_722
     assert 0 < step["ours"]["mfu"] < 1 and step["ours"]["times_best"] > 0
     assert all(row["commit"] and row["device"] for row in rows)
-
-
-def test_sources_are_made_opened_and_give_the_same_bits_in_each_form(tmp_path, monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 30, 3), np.uint8)
-    encoded = []
-    for one in pixels:
-        Image.fromarray(one).save(file := io.BytesIO(), "jpeg")
-        encoded.append(file.getvalue())
-    monkeypatch.setattr(sources, "jpegs", lambda folder: [(i % 4, content) for i, content in enumerate(encoded)])
-    for name, value in (("FILES", 3), ("ROUNDS", 1), ("BATCH", 8), ("LOOKUPS", 100)):
-        monkeypatch.setattr(sources, name, value)
-    monkeypatch.setattr(subprocess, "run", lambda command, **options: Done(command[2]))
-    forms = [form for form in sources.FORMS if form != "tfds"]
-    rows = sources.measure(tmp_path, forms, 3000)
-    assert [row["form"] for row in rows] == forms and all(row["entries"] == 3000 for row in rows)
-    assert all(row["restart"] and row["shards"] and row["images_per_second"] > 0 for row in rows)
-    images = {row["form"]: sources.source(row["form"], tmp_path / "images" / row["form"]).arrays() for row in rows}
-    counts = {form: np.unique(arrays["image"].reshape(40, -1), axis=0) for form, arrays in images.items()}
-    for form in forms:
-        np.testing.assert_array_equal(counts[form], counts["folder"])
-    assert sources.table(rows).count("same bits") == 10
-
-
-class Done:
-    """A process that has run Python's code in this process, and printed a value as JSON."""
-
-    def __init__(self, code):
-        written = io.StringIO()
-        with contextlib.redirect_stdout(written):
-            exec(code)
-        self.stdout = written.getvalue()

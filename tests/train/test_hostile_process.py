@@ -44,17 +44,8 @@ def points(folder):
     return shown
 
 
-def expected(folder):
-    return {
-        (f"{line['split']}/{name}", line["step"]): value
-        for line in workdir.read_metrics(folder / "metrics.jsonl")
-        for name, value in line.items()
-        if isinstance(value, (int, float)) and name != "step"
-    }
-
-
 def assert_each_point_once(folder):
-    shown, expected_values = points(folder), expected(folder)
+    shown, expected_values = points(folder), tiny.points(folder)
     assert shown.keys() == expected_values.keys() and len(expected_values) > 20
     for key, values in shown.items():
         assert [value for value, _ in values] == pytest.approx([expected_values[key]]), key

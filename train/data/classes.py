@@ -1,4 +1,4 @@
-"""Classes of one set in the numbering of another: by name, by ImageNet's numbers, or by a table of the user."""
+"""Classes of one set in the numbering of another: by name, by ImageNet's ids, or by a table of the user."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,12 @@ import numpy as np
 
 from models.errors import UserError, nearest
 from train.data import imagenet
-from train.data.source import Indices, Label, Source, Stored, Wrapped
+from train.data.hold_out import Part
+from train.data.source import Indices, Label, Source, Stored
 from train.storage.files import expanded
 
 
-class Renumbered(Wrapped):
+class Renumbered(Part):
     """The examples of a source whose classes a network knows, with the network's labels.
 
     Args:
@@ -30,16 +31,15 @@ class Renumbered(Wrapped):
         index = np.arange(len(source)) if everything else np.flatnonzero(numbers[source.all_labels()] >= 0)
         if not len(index):
             raise UserError("none of its images is of a class that the network knows")
-        super().__init__(source, len(index), classes)
-        self.index, self.label_shape = index, (len(classes),) if source.label_shape else ()
+        super().__init__(source, index)
+        self.classes, self.label_shape = tuple(classes), (len(classes),) if source.label_shape else ()
 
     @property
     def how(self) -> bytes:
         return self.numbers.tobytes()
 
     def fetch(self, indices: Indices) -> list[tuple[Stored, Label]]:
-        examples = self.source.fetch(self.index[np.asarray(indices, np.int64)])
-        return [(stored, self._label(label)) for stored, label in examples]
+        return [(stored, self._label(label)) for stored, label in super().fetch(indices)]
 
     def _label(self, label: Label) -> Label:
         labels = self._renumbered(np.asarray(label)[None])[0]
@@ -56,14 +56,8 @@ class Renumbered(Wrapped):
         return np.where(several == -2, 0, several)
 
     def known_labels(self) -> np.ndarray | None:
-        labels = self.source.known_labels()
-        return None if labels is None else self._renumbered(labels[self.index])
-
-    def name(self, index: int) -> str:
-        return self.source.name(int(self.index[index]))
-
-    def key(self, index: int) -> str:
-        return self.source.key(int(self.index[index]))
+        labels = super().known_labels()
+        return None if labels is None else self._renumbered(labels)
 
 
 def numbers(classes: Sequence[str], known: Sequence[str], table: Mapping[str, str] | None, title: str) -> np.ndarray:
@@ -101,7 +95,7 @@ def read_table(path: str) -> dict[str, str]:
     """Returns {name in the set: name in the network, or "" for none} of a CSV file with two columns.
 
     Raises:
-      UserError: the file cannot be read, or a row has not two cells, or a name has two rows.
+      UserError: the file cannot be read, a row does not have two cells, or a name has two different rows.
     """
     table: dict[str, str] = {}
     try:

@@ -44,6 +44,13 @@ def tar(members, kind="gnu"):
     return buffer.getvalue()
 
 
+def written(path, members, kind="gnu"):
+    """Writes the bytes of a tar, or a tar with these members, and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(members if isinstance(members, bytes) else tar(members, kind))
+    return path
+
+
 def shard(members, numbers=None):
     """Returns members of webdataset: each image CLASS/FILE.png with its label in a member .cls."""
     classes = sorted({name.split("/")[0] for name in members})

@@ -19,7 +19,6 @@ import rich.console
 from tests import tiny
 from train import loop
 from train.recording import tracking
-from train.storage import workdir
 
 with_wandb = pytest.mark.skipif(not importlib.util.find_spec("wandb"), reason="the extra wandb is not installed")
 with_mlflow = pytest.mark.skipif(not importlib.util.find_spec("mlflow"), reason="the extra mlflow is not installed")
@@ -43,16 +42,6 @@ def alone(monkeypatch, tmp_path_factory):
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()  # W&B reads its environment once
-
-
-def expected(folder):
-    """Returns the numbers of metrics.jsonl, {(split/name, step): value}."""
-    return {
-        (f"{line['split']}/{name}", line["step"]): value
-        for line in workdir.read_metrics(folder / "metrics.jsonl")
-        for name, value in line.items()
-        if isinstance(value, (int, float)) and name != "step"
-    }
 
 
 def interrupted(folder, hooks):
@@ -91,7 +80,7 @@ def test_an_offline_run_of_wandb_has_each_point_once_after_an_interruption(tmp_p
         for name, value in item["item"].items()
         if "/" in name
     ]
-    assert len(dict(points)) == len(points) and dict(points) == expected(folder)
+    assert len(dict(points)) == len(points) and dict(points) == tiny.points(folder)
     assert first["run"][0]["run_id"] == last["run"][0]["run_id"]
     assert last["run"][0]["project"] == "ablate" and last["run"][0]["display_name"] == folder.name
     config = last["run"][0]["config"]["update"]
@@ -123,7 +112,7 @@ def test_a_store_of_mlflow_has_each_point_once_after_an_interruption(tmp_path):
         for metric in client.get_metric_history(run.info.run_id, name)
     ]
     assert len(dict(points)) == len(points)
-    assert without_speed(dict(points)) == pytest.approx(without_speed(expected(folder)))
+    assert without_speed(dict(points)) == pytest.approx(without_speed(tiny.points(folder)))
 
 
 @with_mlflow

@@ -43,8 +43,7 @@ def by_split(title: str, root: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     for file in _below(root):
         relative = file.relative_to(root)
-        words = [word for part in reversed(relative.parts) for word in re.findall("[A-Za-z]+", part)]
-        split = next((known for word in words if (known := hold_out.split_of(word))), "")
+        split = next(filter(None, map(hold_out.split_in, reversed(relative.parts))), "")
         other = re.match(r"([A-Za-z_]+)-\d+-of-\d+", file.name)  # a split of its own, such as unsupervised
         files.setdefault(split or (other[1] if other else "train"), []).append(file)
     if not files:
@@ -83,7 +82,7 @@ def _check_ranges(title: str, files: Mapping[str, Sequence[Path]]) -> None:
 
 
 def columns(file: Path, names: Mapping[str, str]) -> Column:
-    """Chooses the columns by their names and types, or as `names` has them."""
+    """Chooses the columns of images and labels by their usual names and their types; `names` overrides the names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -162,7 +161,7 @@ def labels(file: Path, column: Column) -> list[Any]:
 
 
 def row_groups(path: str, column: Column) -> list[tuple[int, int]]:
-    """Returns (rows, bytes) of each row group of a file that are not empty."""
+    """Returns (rows, bytes) of each row group of a file."""
     import pyarrow.parquet as pq
 
     with reading(path, ".parquet"):
