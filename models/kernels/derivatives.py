@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -65,9 +66,7 @@ class custom_vjp:
 
             def backward(kept: Sequence[Any], gradients: Sequence[Any]) -> list[Any]:
                 residuals = jax.tree.unflatten(kept_tree, kept)
-                return jax.tree.leaves(
-                    self._backward(*options, residuals, jax.tree.unflatten(output_tree, gradients))
-                )
+                return jax.tree.leaves(self._backward(*options, residuals, jax.tree.unflatten(output_tree, gradients)))
 
             moving = tuple(not isinstance(tangent, SymbolicZero) for tangent in tangents)
             rule = _Rule(
@@ -164,7 +163,7 @@ mlir.register_lowering(_tangents, mlir.lower_fun(_evaluate, multiple_results=Tru
 
 
 def _array(shape: Sequence[int], dtype: Any) -> Any:
-    return jax.core.ShapedArray(tuple(shape), dtype)
+    return ShapedArray(tuple(shape), dtype)
 
 
 class Bilinear:
@@ -248,7 +247,6 @@ def _define(
       joins: Whether a batch of a can be joined with a's first axis, which is the result's.
       stored: Replaces `on_cpu` in programs with derivatives.
     """
-
     functions = {False: on_cpu, True: stored or on_cpu}
 
     def plainly(a: Any, b: Any, *, shape: Any, options: Any, stored: bool) -> Any:
@@ -265,7 +263,7 @@ def _define(
             for tangent, pair in ((da, (da, b)), (db, (a, db)))
             if not isinstance(tangent, ad.Zero)
         ]
-        return y, functools.reduce(ad.add_tangents, parts) if parts else ad.Zero.from_primal_value(y)
+        return y, functools.reduce(ad.add_tangents, parts)
 
     def transpose(gradient: Any, a: Any, b: Any, *, shape: Any, options: Any, stored: bool) -> list[Any]:
         results = [None, None]
@@ -287,7 +285,7 @@ def _define(
         return lax.map((lambda b: one(a, b)) if places[0] is None else (lambda a: one(a, b)), moving[0]), 0
 
     operation.def_impl(lambda a, b, **to: (compute if jax.default_backend() == "cpu" else plainly)(a, b, **to))
-    operation.def_abstract_eval(lambda a, b, *, shape, **_: jax.core.ShapedArray(shape, a.dtype))
+    operation.def_abstract_eval(lambda a, b, *, shape, **_: ShapedArray(shape, a.dtype))
     ad.primitive_jvps[operation] = differentiate
     ad.primitive_transposes[operation] = transpose
     batching.primitive_batchers[operation] = batch

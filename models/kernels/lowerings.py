@@ -84,7 +84,9 @@ def dense_to_kernel(x, dy, shape, strides, padding, dilation):
     return dk.transpose(1, 2, 0, 3)
 
 
-dense = Bilinear("conv_dense", shape_of, plain, plain, dense_to_x, dense_to_kernel)  # `plain` of one group, fast within loops
+dense = Bilinear(
+    "conv_dense", shape_of, plain, plain, dense_to_x, dense_to_kernel
+)  # `plain` of one group, fast within loops
 
 
 # -- depthwise -------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import jax
 
-from models.errors import UserError, choice_error
+from models.errors import choice_error
 
 LOWERINGS = ("auto", "plain", "packed", "onnx")
 PLATFORMS = ("cpu", "gpu", "tpu")
@@ -42,8 +42,9 @@ def lowering(name: str) -> Iterator[None]:
 
     Args:
       name: "auto" chooses the fastest lowerings. "plain" uses lax.conv_general_dilated and similar operations, for
-        programs that run on another backend (export). "packed" is like auto, but XNOR layers (models/layers/low_bit.py) compute with packed bits and
-        have no gradients. "onnx" is like plain, with operations that jax2onnx converts correctly.
+        programs that run on another backend (export). "packed" is like auto, but XNOR layers (models/layers/low_bit.py)
+        compute with packed bits and have no gradients. "onnx" is like plain, with operations that jax2onnx converts
+        correctly.
 
     Raises:
       UserError: The name is unknown.

@@ -199,7 +199,7 @@ def _cudnn(q, k, v, bias, mask) -> jax.Array:
 
 
 def _cudnn_forward(q, k, v, bias, mask):
-    y, pull = jax.vjp(lambda *arrays: _even(*arrays, mask, implementation="cudnn"), q, k, v, bias)
+    y, pull = jax.vjp(lambda q, k, v, bias: _even(q, k, v, bias, mask, implementation="cudnn"), q, k, v, bias)
     return y, (pull, mask)
 
 

@@ -189,4 +189,6 @@ def _sums(x, kernel, strides, padding, dilation):
 
 @_sums.defjvp
 def _refuse(*_):
-    raise UserError("packed XNOR layers have no gradients; leave out `with models.lowering('packed'):` to differentiate")
+    raise UserError(
+        "packed XNOR layers have no gradients; leave out `with models.lowering('packed'):` to differentiate"
+    )
