@@ -195,7 +195,7 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     if plain_wanted() or platform() != "cpu":
         return jnp.matmul(x, kernel)
-    return _product(x, kernel)
+    return _product(x, kernel) if x.ndim > 1 else _product(x[None], kernel)[0]
 
 
 def unfused(x: jax.Array) -> jax.Array:

@@ -155,15 +155,11 @@ def _batched(axis: Any, operands: Sequence[Any], places: Sequence[int | None], *
 _tangents = Primitive("custom_vjp_tangents")
 _tangents.multiple_results = True
 _tangents.def_impl(_evaluate)
-_tangents.def_abstract_eval(lambda *_, rule: [_array(output.shape, output.dtype) for output in rule.outputs])
+_tangents.def_abstract_eval(lambda *_, rule: [ShapedArray(output.shape, output.dtype) for output in rule.outputs])
 ad.primitive_transposes[_tangents] = _transposed
 ad.primitive_jvps[_tangents] = _differentiated
 batching.fancy_primitive_batchers[_tangents] = _batched
 mlir.register_lowering(_tangents, mlir.lower_fun(_evaluate, multiple_results=True))
-
-
-def _array(shape: Sequence[int], dtype: Any) -> Any:
-    return ShapedArray(tuple(shape), dtype)
 
 
 class Bilinear:
@@ -276,8 +272,8 @@ def _define(
         size = next(x.shape[place] for x, place in zip(values, places, strict=True) if place is not None)
         a, b = (x if place is None else jnp.moveaxis(x, place, 0) for x, place in zip(values, places, strict=True))
         if places[1] is None and joins:  # [size, N, ...] -> [size N, ...]
-            joined = operation.bind(a.reshape(-1, *a.shape[2:]), b, shape=(size * shape[0], *shape[1:]), **parameters)
-            return joined.reshape(size, *shape), 0
+            a = a.reshape(size * a.shape[1], *a.shape[2:])
+            return operation.bind(a, b, shape=(size * shape[0], *shape[1:]), **parameters).reshape(size, *shape), 0
         one = functools.partial(operation.bind, shape=shape, **parameters)
         moving = [x for x, place in zip((a, b), places, strict=True) if place is not None]
         if len(moving) == 2:

@@ -270,6 +270,14 @@ def test_derivatives_of_a_bilinear_operation_are_the_operation_and_its_transpose
     assert names == {"conv_native", "conv_native_to_x", "conv_native_to_kernel"}
 
 
+def test_a_dense_layer_on_one_row_is_batched():
+    kernel = jax.random.normal(jax.random.key(1), (16, 8))
+    x = jax.random.normal(jax.random.key(0), (3, 16))
+    gradients = jax.vmap(jax.grad(lambda x, k: jnp.sin(conv.product(x, k)).sum(), 1), (0, None))(x, kernel)
+    right = jnp.einsum("bi,bo->bio", x, jnp.cos(x @ kernel))
+    np.testing.assert_allclose(gradients, right, rtol=1e-5, atol=1e-5)
+
+
 def test_programs_for_other_platforms_have_plain_convolutions():
     """Checks a program that was traced on a CPU: what it calls on the machine is only in its version for a CPU."""
     loss, x, kernel = convolution_loss("native")
