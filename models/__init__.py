@@ -91,11 +91,7 @@ def fields(name: str) -> list[str]:
 def create(name: str, /, **overrides: Any) -> nn.Module:
     """Creates the network `name`: apply(variables, images [N, H, W, C], train=False) returns logits [N, num_classes].
 
-    Its layers have custom gradients for reverse mode and the first derivative. Forward mode (jax.jvp, jax.jacfwd,
-    jax.hessian) needs JAX's own derivatives, which the network has within a context:
-
-      with models.lowering("forward_mode"):
-          logits, tangents = jax.jvp(lambda x: model.apply(variables, x), (images,), (directions,))
+    It is differentiable in every mode and order: jax.grad, jax.jvp, jax.linearize, jax.hessian, also under jax.vmap.
 
     Args:
       name: One of `list_models()`, or FILE.py:NAME, with NAME in a table VARIANTS of this file (plugins.py).

@@ -57,13 +57,9 @@ models/kernels/test_runtime.py
 models/layers/test_conv.py
     test_agrees_with_the_plain_convolution                          40  the other shapes
 models/test_derivatives.py
-    test_second_derivatives_within_the_context                      2  the other layers
-    test_second_order_is_right_or_refused                           3  the other layers
     test_a_token_that_nothing_attends_to_changes_nothing            1  the other networks
     test_networks_with_attention_are_differentiated_for_cuda        2  test_gradients_of_attention_are_compiled_for_cuda
     test_gradients_of_attention_are_compiled_for_cuda              24  the other shapes
-    test_errors_of_forward_mode_name_the_remedy                     3  the other layers
-    test_forward_mode_of_a_layer_is_refused_in_every_way           12  the other layers
 models/test_hostile.py
     test_the_command_reports_it_in_one_line_and_writes_nothing      0  test_commands_report_it_in_one_line
     test_every_family_names_the_smallest_image_that_it_accepts      3  the other families

@@ -123,10 +123,11 @@ def main() -> int:
 
         from train import loop
         from train.recording import summary  # imported after JAX has joined the other processes
-        from train.recording.describe import describe
 
         console = command.console(quiet=jax.process_index() > 0)
         if DRY_RUN.value:
+            from train.recording.describe import describe
+
             describe(config, console, LAYERS.value)
             return 0
         result = loop.train(config, WORKDIR.value, console, started, EXTEND.value)

@@ -12,7 +12,7 @@ import jax
 import rich.console
 
 from models.errors import UserError
-from train.devices import multihost
+from train.devices import memory, multihost
 from train.interruption import Interruption
 from train.recording import summary, tracking
 from train.recording.recorder import Recorder, check_finite, check_finite_shards
@@ -244,6 +244,7 @@ class _Training:
             step=self._done,
             batch_size=run.config["batch_size"],
             unit=run.feed.unit,
+            peak_mib=functools.partial(memory.peak_mib, run.parallel.local),
             log_every=run.every["log"],
             before=saved["recorder"],
             trackers=self._trackers,
@@ -253,9 +254,12 @@ class _Training:
         """Trains to the end, or to the pause; returns the result of `train`."""
         run, recorder = self._run, self._recorder
         calls = itertools.takewhile(lambda _: self._done < self._end, run.feed.calls(self._done, run.total))
+        metrics = None
+        memory.give_back()  # of drawing the network
         try:
             with Interruption() as interruption:
-                for number, (count, items) in enumerate(calls):
+                for number, (count, items) in enumerate(calls):  # the items are read while the last call computes
+                    memory.one_at_a_time(metrics)
                     self._state, metrics = run.train_call(self._state, run.feed.data, items)
                     recorder.add(count, metrics)
                     interrupted = interruption.noted(number)

@@ -15,6 +15,7 @@ import optax
 import models
 from experiments.bench.serve import WARM, Served, after_warm_up, begin, work
 from models.kernels.tracing import lowering
+from train.devices import memory
 
 # Modules that train and read data are imported where they are used. Bare steps need neither grain nor Orbax, which a
 # machine borrowed for an hour may lack.
@@ -175,6 +176,7 @@ def loop_steps(case: dict) -> Served:
         step=0,
         batch_size=config.batch_size,
         unit="images",
+        peak_mib=lambda: memory.peak_mib(run.parallel.local),
         log_every=200,
         before=None,
     )

@@ -9,7 +9,7 @@ from experiments.study.verdicts import deviation, finite, mean
 from models.errors import UserError, choice_error
 
 DEFAULTS = ("accuracy", "bleu", "mean_average_precision", "hit", "loss")  # the first that a summary has
-LOWER = ("loss", "seconds", "training_seconds", "seconds_to_first_step", "parameters", "mult_adds", "steps")
+LOWER = ("loss", "seconds", "training_seconds", "seconds_to_first_step", "peak_mib", "parameters", "mult_adds", "steps")
 SHARES = ("accuracy", "top5", "hit", "mean_class_accuracy", "mean_average_precision", "sparsity", "exact_match")
 
 

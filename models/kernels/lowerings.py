@@ -5,13 +5,13 @@ per axis.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
 
 from models.errors import UserError
-from models.kernels.tracing import custom_vjp
+from models.kernels.derivatives import Bilinear
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -35,6 +35,11 @@ def output_size(size, taps, stride, padding, dilation):
     return max(0, (size + sum(padding) - dilation * (taps - 1) - 1) // stride + 1)
 
 
+def shape_of(x_shape, kernel_shape, strides, padding, dilation, *_):
+    """Returns the shape of a convolution of arrays of these shapes, [N, H', W', D]."""
+    return (x_shape[0], *output_sizes(x_shape[1:3], kernel_shape[:2], strides, padding, dilation), kernel_shape[-1])
+
+
 def output_sizes(sizes, taps, strides, padding, dilation):
     """Returns (H', W') for windows of `taps` on a map of `sizes`; raises EmptyMap if one of them is 0."""
     outputs = tuple(map(output_size, sizes, taps, strides, padding, dilation))
@@ -47,22 +52,6 @@ def _flipped(kernel):
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
-def _with_gradients(forward: Callable, gradient_x: Callable, gradient_kernel: Callable) -> custom_vjp:
-    """Returns `forward`, a function of x, kernel, strides, padding and dilation, with custom gradients.
-
-    The gradients are functions of x, kernel, dy, strides, padding and dilation.
-    """
-
-    def backward(strides, padding, dilation, residuals, dy):
-        x, kernel = residuals
-        arguments = (x, kernel, dy, strides, padding, dilation)
-        return gradient_x(*arguments), gradient_kernel(*arguments)
-
-    function = custom_vjp(forward, nondiff_argnums=(2, 3, 4))
-    function.defvjp(lambda x, kernel, *options: (forward(x, kernel, *options), (x, kernel)), backward)
-    return function
-
-
 # -- dense -----------------------------------------------------------------------------------------------
 # The gradients that JAX derives are convolutions with permuted dimensions. XLA's CPU compiler converts them to the
 # layout [N, H, W, C] of its kernels where it can, but not inside loops (several steps per call, accumulated gradients).
@@ -70,36 +59,34 @@ def _with_gradients(forward: Callable, gradient_x: Callable, gradient_kernel: Ca
 # are written out in that layout.
 
 
-def _axes(x, kernel, dy, strides, padding, dilation):
+def _axes(kernel_shape, x_shape, dy_shape, strides, padding, dilation):
     """Yields (taps, dilation, padding, size of x, size of dy, stride) for each axis of the image."""
-    return zip(kernel.shape[:2], dilation, padding, x.shape[1:3], dy.shape[1:3], strides, strict=True)
+    return zip(kernel_shape[:2], dilation, padding, x_shape[1:3], dy_shape[1:3], strides, strict=True)
 
 
-def dense_dx(x, kernel, dy, strides, padding, dilation):
+def dense_to_x(dy, kernel, shape, strides, padding, dilation):
     """Returns dx[i], the sum of dy[o] k[t] over o stride + t dilation - low = i: a convolution of dilated dy."""
     pads = [
         ((taps - 1) * far - low, size - 1 + low - (out - 1) * stride)
-        for taps, far, (low, _), size, out, stride in _axes(x, kernel, dy, strides, padding, dilation)
+        for taps, far, (low, _), size, out, stride in _axes(kernel.shape, shape, dy.shape, strides, padding, dilation)
     ]
     return lax.conv_general_dilated(dy, _flipped(kernel), (1, 1), pads, strides, dilation, _DIMENSIONS)
 
 
-def dense_dk(x, kernel, dy, strides, padding, dilation):
+def dense_to_kernel(x, dy, shape, strides, padding, dilation):
     """Returns dk[t], the sum of x[o stride + t dilation - low] dy[o]: channels act as images, and dy as the kernel."""
     pads = [
         (low, (taps - 1) * far + (out - 1) * stride + 1 - size - low)
-        for taps, far, (low, _), size, out, stride in _axes(x, kernel, dy, strides, padding, dilation)
+        for taps, far, (low, _), size, out, stride in _axes(shape, x.shape, dy.shape, strides, padding, dilation)
     ]
     x, dy = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)  # [C, H, W, N], [H', W', N, D] -> [C, kh, kw, D]
     dk = lax.conv_general_dilated(x, dy, dilation, pads, None, strides, _DIMENSIONS)
     return dk.transpose(1, 2, 0, 3)
 
 
-def _dense(x, kernel, strides, padding, dilation):
-    return plain(x, kernel, strides, padding, dilation)
-
-
-dense = _with_gradients(_dense, dense_dx, dense_dk)  # `plain` of one group, with gradients that are fast within loops
+dense = Bilinear(
+    "conv_dense", shape_of, plain, plain, dense_to_x, dense_to_kernel
+)  # `plain` of one group, fast within loops
 
 
 # -- depthwise -------------------------------------------------------------------------------------------
@@ -145,12 +132,12 @@ def _sum_of_shifts(x, kernel, strides, padding, dilation):
     return _sum_of_products(terms, x.dtype)
 
 
-def _depthwise_dx(x, kernel, dy, strides, padding, dilation):
+def _depthwise_to_x(dy, kernel, shape, strides, padding, dilation):
     """Returns dx.
 
     Padded x at stride q + r receives dy[q - i' // stride] through the taps i' (in pixels) with i' % stride = r.
     """
-    counts = [-(-(size + sum(pad)) // stride) for size, pad, stride in zip(x.shape[1:3], padding, strides, strict=True)]
+    counts = [-(-(size + sum(pad)) // stride) for size, pad, stride in zip(shape[1:3], padding, strides, strict=True)]
     reach = [(taps - 1) * far // stride for taps, far, stride in zip(kernel.shape[:2], dilation, strides, strict=True)]
     grown = pad(dy, [(r, count - size) for r, count, size in zip(reach, counts, dy.shape[1:3], strict=True)])
     phases = []
@@ -160,29 +147,36 @@ def _depthwise_dx(x, kernel, dy, strides, padding, dilation):
             for i, j, tap in _taps(kernel, dilation)
             if i % strides[0] == r and j % strides[1] == s
         ]
-        zeros = jnp.zeros((dy.shape[0], *counts, dy.shape[3]), x.dtype)
-        phases.append(_sum_of_products(terms, x.dtype) if terms else zeros)
+        zeros = jnp.zeros((dy.shape[0], *counts, dy.shape[3]), dy.dtype)
+        phases.append(_sum_of_products(terms, dy.dtype) if terms else zeros)
     if len(phases) == 1:
         dx = phases[0]
     else:  # [phases, N, H / s, W / s, C] -> [N, H, W, C]
         dx = jnp.stack(phases).reshape(*strides, dy.shape[0], *counts, dy.shape[3]).transpose(2, 3, 0, 4, 1, 5)
         dx = dx.reshape(dy.shape[0], counts[0] * strides[0], counts[1] * strides[1], dy.shape[3])
     (top, _), (left, _) = padding
-    extra = [c * s - size - low for c, s, size, low in zip(counts, strides, x.shape[1:3], (top, left), strict=True)]
+    extra = [c * s - size - low for c, s, size, low in zip(counts, strides, shape[1:3], (top, left), strict=True)]
     return pad(dx, ((-top, -extra[0]), (-left, -extra[1])))
 
 
-def _depthwise_dw(x, kernel, dy, strides, padding, dilation):
+def _depthwise_to_kernel(x, dy, shape, strides, padding, dilation):
     """Returns the kernel gradient, summed image by image so that the data of one image stays in the cache."""
 
     def add_image(total, image):
         x, dy = image
         padded = pad(x[None], padding)
-        windows = [window(padded, i, j, dy.shape[:2], strides)[0] for i, j, _ in _taps(kernel, dilation)]
+        windows = [window(padded, i, j, dy.shape[:2], strides)[0] for i, j in places]
         return total + jnp.stack([(window * dy).sum((0, 1)) for window in windows]).astype(total.dtype), None
 
-    zero = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[2]), jnp.float32)
-    return lax.scan(add_image, zero, (x, dy))[0].reshape(kernel.shape).astype(kernel.dtype)
+    places = [(i * dilation[0], j * dilation[1]) for i, j in itertools.product(*map(range, shape[:2]))]
+    zero = jnp.zeros((shape[0] * shape[1], shape[2]), jnp.float32)
+    return lax.scan(add_image, zero, (x, dy))[0].reshape(shape).astype(x.dtype)
 
 
-_shifted_products = _with_gradients(_sum_of_shifts, _depthwise_dx, _depthwise_dw)
+def _plain_depthwise(x, kernel, strides, padding, dilation):
+    return plain(x, kernel[:, :, None], strides, padding, dilation, x.shape[-1])
+
+
+_shifted_products = Bilinear(
+    "conv_depthwise", shape_of, _plain_depthwise, _sum_of_shifts, _depthwise_to_x, _depthwise_to_kernel
+)

@@ -20,7 +20,6 @@ import jaxlib.version
 import numpy as np
 
 from models.kernels import runtime
-from models.kernels.tracing import no_derivative
 
 SOURCES = [Path(__file__).with_name(name) for name in ("conv.cc", "signs.cc")]
 _HEADER = Path(__file__).with_name("native.h")
@@ -85,4 +84,4 @@ def call(
     pairs = {"strides": strides, "low": [low for low, _ in padding], "dilation": dilation}
     run = jax.ffi.ffi_call(f"ablate_{target}", jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential")
     attributes = {name: np.asarray(pair, np.int64) for name, pair in pairs.items()}
-    return no_derivative(lambda a, b: run(a, b, groups=np.int64(groups), **attributes))(a, b)
+    return run(a, b, groups=np.int64(groups), **attributes)

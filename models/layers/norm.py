@@ -39,7 +39,8 @@ from jax import lax
 
 from models import plugins
 from models.errors import UserError, choice_error
-from models.kernels.tracing import custom_vjp, plain_wanted, platform
+from models.kernels.derivatives import custom_vjp
+from models.kernels.tracing import plain_wanted, platform
 
 _any_batch = contextvars.ContextVar("any_batch", default=False)
 GROUPS = 32  # default of "group" in layers with at least as many channels; Wu & He 2018, section 4.1

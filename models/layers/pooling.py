@@ -10,7 +10,8 @@ from jax import lax
 
 from models.kernels import lowerings
 from models.kernels.convolution import unfused
-from models.kernels.tracing import custom_vjp, onnx_wanted, plain_wanted, platform
+from models.kernels.derivatives import custom_vjp
+from models.kernels.tracing import onnx_wanted, plain_wanted, platform
 
 _FEW = 5  # size up to which the gradient of a maximum on a GPU is a sum over the positions of a window
 

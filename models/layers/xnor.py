@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from models.errors import UserError
 from models.kernels import lowerings, native
 from models.kernels.convolution import Padding, Pair, conv2d, product
 from models.kernels.tracing import platform
@@ -155,8 +156,9 @@ def multiply_packed(x: jax.Array, kernel: Packed) -> jax.Array:
     return (y * kernel.scale) * row_scale(x)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _sums(x, kernel, strides, padding, dilation):
-    """Returns the sums of products of signs, float32 [N, H', W', D]."""
+    """Returns the sums of products of signs, float32 [N, H', W', D]; they have no derivatives."""
     size, features = kernel.bits.shape[:2], kernel.scale.shape[0]
     shape = lowerings.output_sizes(x.shape[1:3], size, strides, padding, dilation)
     if platform() == "cpu" and 0 not in (*x.shape, features) and native.available():
@@ -183,3 +185,10 @@ def _sums(x, kernel, strides, padding, dilation):
     outside = 1 - lowerings.pad(jnp.ones((1, *x.shape[1:3], 1), jnp.float32), padding)
     of_tap = channels - 2 * lax.population_count(bits).sum(2, keepdims=True).astype(jnp.float32)  # [kh, kw, 1, D]
     return y - lowerings.plain(outside, of_tap, strides, padding=((0, 0), (0, 0)), dilation=dilation)
+
+
+@_sums.defjvp
+def _refuse(*_):
+    raise UserError(
+        "packed XNOR layers have no gradients; leave out `with models.lowering('packed'):` to differentiate"
+    )

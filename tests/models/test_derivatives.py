@@ -12,8 +12,9 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 import models
 from models.errors import UserError
+from models.kernels import derivatives
 from models.kernels.tracing import for_platform
-from models.layers import attention, conv
+from models.layers import attention, conv, norm
 from models.layers.init import jit_once
 from tests.models.test_hostile import TRANSFORMER, images, shapes, small, some_in_full
 from tests.networks import SMALL
@@ -107,9 +108,7 @@ def test_a_token_that_nothing_attends_to_changes_nothing(lengths):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), even, both(jax.nn.dot_product_attention))
 
 
-# -- forward mode ----------------------------------------------------------------------------------------------------
-
-CURE = r"within `with models.lowering\('forward_mode'\):`"
+# -- forward mode and second order -------------------------------------------------------------------------------------
 
 
 def training_loss(kind):
@@ -126,36 +125,28 @@ def training_loss(kind):
     return loss, x
 
 
-@pytest.mark.parametrize("kind", some_in_full(SMALL, ("basic", "gated", "dense", "convnext", "swin", "lenet", "vit_c")))
-def test_errors_of_forward_mode_name_the_remedy(kind):
-    """Checks that every family is refused in one line by default and compiles within the recommended context."""
-    model = small(kind)
-    variables = shapes(model, images(1, 32, 32, 3))
-
-    def derivative(variables, x):
-        return jax.jvp(
-            lambda x: model.apply(
-                variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
-            ),
-            (x,),
-            (x,),
-        )[1]
-
-    with pytest.raises(UserError, match=CURE):
-        jax.jit(derivative).lower(variables, images(2, 32, 32, 3))
-    with models.lowering("forward_mode"):
-        jax.jit(derivative).lower(variables, images(2, 32, 32, 3))
-
-
-@pytest.mark.parametrize("kind", some_in_full(SMALL, ("basic", "alexnet", "vit")))
-def test_forward_mode_agrees_with_reverse_mode_within_the_context(kind):
+@pytest.mark.parametrize("kind", some_in_full(SMALL, ("basic", "swin")))
+def test_forward_mode_agrees_with_reverse_mode(kind):
     loss, x = training_loss(kind)
     direction = jax.random.normal(jax.random.key(2), x.shape)
     reverse = jnp.vdot(jit_once(jax.grad(loss))(x), direction)
-    with models.lowering("forward_mode"):
-        value, forward = jit_once(lambda x, d: jax.jvp(loss, (x,), (d,)))(x, direction)
+    value, forward = jit_once(lambda x, d: jax.jvp(loss, (x,), (d,)))(x, direction)
     np.testing.assert_allclose(forward, reverse, rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(value, jit_once(loss)(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", some_in_full(SMALL, ("basic", "convnext", "vit")))
+def test_second_derivatives_agree_with_those_of_the_plain_program(kind):
+    loss, x = training_loss(kind)
+    direction = jax.random.normal(jax.random.key(2), x.shape)
+
+    def product(x, d):  # of the Hessian and a direction
+        return jax.jvp(jax.grad(loss), (x,), (d,))[1]
+
+    ours = jit_once(product)(x, direction)
+    with models.lowering("plain"):
+        plain = jit_once(lambda x, d: product(x, d))(x, direction)
+    np.testing.assert_allclose(ours, plain, rtol=2e-2, atol=2e-3 * np.abs(plain).max())
 
 
 def test_forward_mode_of_the_transformer():
@@ -163,82 +154,141 @@ def test_forward_mode_of_the_transformer():
     tokens = jnp.arange(12).reshape(2, 6) % 11
     params = models.initialize(model, jax.random.key(0), model.example())["params"]
     loss = jax.jit(lambda params: jnp.cos(model.apply({"params": params}, tokens, tokens)).sum())
-    with pytest.raises(UserError, match=CURE):
-        jax.jvp(loss, (params,), (params,))
-    gradient = jax.grad(loss)(params)
-    with models.lowering("forward_mode"):
-        forward = jax.jvp(loss, (params,), (params,))[1]  # jitted before
-    reverse = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, params)))
+    forward = jax.jvp(loss, (params,), (params,))[1]
+    reverse = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, jax.grad(loss)(params), params)))
     np.testing.assert_allclose(forward, reverse, rtol=1e-3)
 
 
-DERIVATIVES = {
-    "jvp": lambda f, x: jax.jvp(f, (x,), (x,)),
-    "linearize": lambda f, x: jax.linearize(f, x)[1](x),
-    "jacfwd": lambda f, x: jax.jacfwd(f)(x),
-    "hessian": lambda f, x: jax.hessian(f)(x),
-    "jvp of jit": lambda f, x: jax.jvp(jax.jit(f), (x,), (x,)),
-    "jit of jvp": lambda f, x: jax.jit(lambda x: jax.jvp(f, (x,), (x,)))(x),
-    "vmap of jvp": lambda f, x: jax.vmap(lambda x: jax.jvp(f, (x,), (x,)))(x[None]),
-    "hessian-vector product": lambda f, x: jax.jvp(jax.grad(f), (x,), (x,)),
-    "grad of grad": lambda f, x: jax.grad(lambda x: jax.grad(f)(x).sum())(x),
-    "jvp of remat": lambda f, x: jax.jvp(jax.checkpoint(f), (x,), (x,)),
-    "jvp of scan": lambda f, x: jax.jvp(
-        lambda x: jax.lax.scan(lambda total, _: (total + f(x), None), 0.0, None, 2)[0], (x,), (x,)
+def test_attention_by_cudnn_has_every_derivative(gpu):
+    """Checks that programs are made: JAX's own function for cuDNN has only reverse mode."""
+    q = images(2, 16, 2, 64, dtype="bfloat16")
+
+    def loss(q):
+        return attention.attend(q, q, q, mask=jnp.ones((1, 1, 16, 16), bool)).astype(jnp.float32).sum()
+
+    assert for_cuda(loss, q) == 1
+    assert for_cuda(jax.grad(loss), q) == 2
+    assert for_cuda(lambda q: jax.jvp(loss, (q,), (q,)), q) == 1  # the value; the tangent is of plain operations
+    assert for_cuda(lambda q: jax.vmap(jax.grad(loss))(q[None]), q) == 2
+
+
+CONVOLUTIONS = {  # channels of the input, groups, kernel size, features, strides
+    "native": (16, 1, 3, 16, 1),
+    "native, depthwise": (16, 16, 3, 16, 2),
+    "dense": (6, 1, 3, 5, 2),
+    "depthwise": (6, 6, 3, 6, 2),
+    "grouped": (12, 4, 3, 12, 1),
+    "matmul": (8, 1, 1, 8, 1),
+}
+
+
+def convolution_loss(case):
+    """Returns a function of images and a kernel, and both."""
+    channels, groups, size, features, stride = CONVOLUTIONS[case]
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, channels))
+    kernel = jax.random.normal(jax.random.key(1), (size, size, channels // groups, features)) / size
+    pad = (size // 2, size // 2), (size // 2, size // 2)
+
+    def loss(x, kernel):
+        return jnp.sin(conv.conv2d(x, kernel, (stride, stride), pad, (1, 1), groups)).sum()
+
+    return loss, x, kernel
+
+
+def directional(f, *values):
+    return jax.jvp(f, values, tuple(map(jnp.cos, values)))[1]
+
+
+def gradient(f):
+    return jax.grad(f, (0, 1))
+
+
+WAYS = {
+    "linearize": lambda f, *v: jax.linearize(f, *v)[1](*map(jnp.cos, v)),
+    "jacfwd": lambda f, *v: jax.jacfwd(f)(*v),
+    "jvp of jit": lambda f, *v: directional(jax.jit(f), *v),
+    "jit of jvp": lambda f, *v: jax.jit(functools.partial(directional, f))(*v),
+    "jvp of remat": lambda f, *v: directional(jax.checkpoint(f), *v),
+    "grad of remat": lambda f, *v: gradient(jax.checkpoint(f))(*v),
+    "grad of scan": lambda f, *v: gradient(
+        lambda x, k: jax.lax.scan(lambda total, i: (total + f(i * x, k), None), 0.0, jnp.arange(2.0))[0]
+    )(*v),
+    "Hessian times a direction": lambda f, *v: directional(gradient(f), *v),
+    "grad of jvp": lambda f, *v: gradient(functools.partial(directional, f))(*v),
+    "grad of grad": lambda f, *v: gradient(lambda *v: sum(jnp.sum(g**2) for g in gradient(f)(*v)))(*v),
+    "jvp of jvp": lambda f, *v: directional(functools.partial(directional, f), *v),
+    "vmap over images": lambda f, x, k: jax.vmap(gradient(f), (0, None))(jnp.stack([x, 2 * x]), k),
+    "vmap over kernels": lambda f, x, k: jax.vmap(gradient(f), (None, 2), (0, 2))(x, jnp.stack([k, 2 * k], 2)),
+    "vmap over both": lambda f, *v: jax.vmap(gradient(f))(*(jnp.stack([a, 2 * a]) for a in v)),
+    "vmap of vmap": lambda f, x, k: jax.vmap(jax.vmap(gradient(f), (0, None)), (None, 0))(
+        jnp.stack([x, 2 * x]), jnp.stack([k, 2 * k])
     ),
 }
+
+
+def all_ways(loss, x, kernel, names=tuple(WAYS)):
+    """Returns the derivatives of all ways, from one program."""
+    return jit_once(lambda x, kernel: {name: WAYS[name](loss, x, kernel) for name in names})(x, kernel)
+
+
+def assert_equal_derivatives(ours, right, rtol, atol):
+    for name, values in right.items():
+        for a, b in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(values), strict=True):
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * np.abs(b).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("case", some_in_full(CONVOLUTIONS, ("native", "depthwise", "matmul")))
+def test_every_derivative_of_a_convolution_is_that_of_lax(case):
+    loss, *values = convolution_loss(case)
+    ours = all_ways(loss, *values)
+    with models.lowering("plain"):
+        right = all_ways(lambda *v: loss(*v), *values)
+    assert_equal_derivatives(ours, right, rtol=1e-4, atol=2e-5)
+
+
 LAYERS = {
-    "conv": lambda x: jnp.sin(conv.Conv(16, 3).apply({"params": {"kernel": jnp.ones((3, 3, 16, 16)) / 50}}, x)).sum(),
-    "product": lambda x: jnp.sin(conv.product(x, jnp.ones((16, 16)) / 9)).sum(),
-    "norm": lambda x: jnp.sin(
-        models.layers.norm.GroupNorm(groups=4).apply({"params": {"scale": jnp.ones(16), "bias": jnp.ones(16)}}, x)
-    ).sum(),
-    "attention": lambda x: jnp.sin(attention.attend(*[x[:, :, 0, None]] * 3)).sum(),
+    "norm": lambda x, s: jnp.sin(norm.GroupNorm(groups=4).apply({"params": {"scale": s, "bias": s}}, x)).sum(),
+    "attention": lambda x, s: jnp.sin(attention.attend(*[(x * s)[:, :, 0, None]] * 3)).sum(),
 }
 
 
-FIRST_ORDER = ("jvp", "linearize", "jacfwd", "jvp of jit", "jit of jvp", "vmap of jvp", "jvp of remat", "jvp of scan")
-
-
-@pytest.mark.parametrize("way", FIRST_ORDER)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_forward_mode_of_a_layer_is_refused_in_every_way(layer, way):
-    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 16))
-    with pytest.raises(UserError, match=CURE):
-        DERIVATIVES[way](LAYERS[layer], x)
+def test_every_derivative_of_other_layers_is_that_of_jax(layer):
+    x, scale = jax.random.normal(jax.random.key(0), (2, 2, 2, 16)), jnp.linspace(1.0, 2.0, 16)
+    names = [name for name in WAYS if name != "vmap over kernels"]
+    ours = all_ways(LAYERS[layer], x, scale, names)
+    with models.lowering("plain"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(derivatives.custom_vjp, "__call__", lambda self, *args: self._plain(*args))
+        right = all_ways(lambda *v: LAYERS[layer](*v), x, scale, names)
+    assert_equal_derivatives(ours, right, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("way", [way for way in DERIVATIVES if way not in FIRST_ORDER])
-@pytest.mark.parametrize("layer", LAYERS)
-def test_second_order_is_right_or_refused(layer, way):
-    x = jax.random.normal(jax.random.key(0), (2, 2, 2, 16))
-    with models.lowering("forward_mode"):
-        right = DERIVATIVES[way](LAYERS[layer], x)
-    try:
-        derivative = DERIVATIVES[way](LAYERS[layer], x)
-    except UserError as error:
-        assert re.search(CURE, str(error))
-    else:
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), derivative, right)
+def test_derivatives_of_a_bilinear_operation_are_the_operation_and_its_transposes():
+    loss, x, kernel = convolution_loss("native")
+    text = str(jax.make_jaxpr(lambda x, k: directional(gradient(loss), x, k))(x, kernel))
+    names = set(re.findall(r"= (conv_\w+|dot_general)\[", text))
+    assert names == {"conv_native", "conv_native_to_x", "conv_native_to_kernel"}
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_second_derivatives_within_the_context(layer):
-    """Compares with differences of the reverse-mode gradient taken outside the context."""
-    x, d = jax.random.normal(jax.random.key(0), (2, 2, 2, 2, 16))
-    step_size = 1e-2
-    gradient = jax.grad(LAYERS[layer])
-    differences = (gradient(x + step_size * d) - gradient(x - step_size * d)) / (2 * step_size)
-    with models.lowering("forward_mode"):
-        product = jax.jvp(jax.grad(LAYERS[layer]), (x,), (d,))[1]
-        hessian = jax.hessian(LAYERS[layer])(x)
-    np.testing.assert_allclose(product, differences, rtol=2e-2, atol=5e-3)
-    np.testing.assert_allclose(jnp.einsum("abcdefgh,efgh->abcd", hessian, d), product, rtol=1e-3, atol=1e-3)
+def test_a_dense_layer_on_one_row_is_batched():
+    kernel = jax.random.normal(jax.random.key(1), (16, 8))
+    x = jax.random.normal(jax.random.key(0), (3, 16))
+    gradients = jax.vmap(jax.grad(lambda x, k: jnp.sin(conv.product(x, k)).sum(), 1), (0, None))(x, kernel)
+    right = jnp.einsum("bi,bo->bio", x, jnp.cos(x @ kernel))
+    np.testing.assert_allclose(gradients, right, rtol=1e-5, atol=1e-5)
 
 
-def test_the_check_of_reverse_mode_leaves_no_trace_in_a_program():
-    model = small("basic")
-    variables = shapes(model, images(1, 8, 8, 3))
-    text = jax.jit(jax.grad(lambda v, x: model.apply(v, x).sum())).lower(variables, images(2, 8, 8, 3)).as_text()
-    assert "reverse_only" not in text
-    assert "reverse_only" in str(jax.make_jaxpr(model.apply)(variables, images(2, 8, 8, 3)))
+def test_programs_for_other_platforms_have_plain_convolutions():
+    """Checks a program that was traced on a CPU: what it calls on the machine is only in its version for a CPU."""
+    loss, x, kernel = convolution_loss("native")
+    for platform, calls in (("cpu", 2), ("tpu", 0)):
+        traced = jax.jit(jax.grad(loss)).trace(x, kernel)
+        assert traced.lower(lowering_platforms=(platform,)).as_text().count("ablate_conv") == calls
+
+
+def test_packed_layers_have_no_derivatives():
+    model = models.create("preresnet20", conv="xnor")
+    x = images(1, 32, 32, 3)
+    variables = shapes(model, x)
+    with models.lowering("packed"), pytest.raises(UserError, match="packed XNOR layers have no gradients"):
+        jax.jit(jax.grad(lambda x, v: model.apply(v, x).sum())).lower(x, variables)

@@ -52,9 +52,10 @@ def test_a_run_writes_every_file(finished):
     assert summary == json.loads((folder / "summary.json").read_text())
     assert {
         "accuracy", "parameters", "mult_adds", "seconds", "images_per_second", "device", "commit", "versions",
-        "seconds_to_first_step",
+        "seconds_to_first_step", "peak_mib",
     } <= summary.keys()  # fmt: skip
     assert summary["training_seconds"] == pytest.approx(12 * 32 / summary["images_per_second"], abs=0.01)
+    assert 200 < summary["peak_mib"] < 20_000
     assert summary["test_examples"] == 360 and summary["steps"] == 12
     assert json.loads((folder / "config.json").read_text())["batch_size"] == config.batch_size
     lines = workdir.read_metrics(folder / "metrics.jsonl")
@@ -72,7 +73,15 @@ def test_speed_leaves_out_the_compilation_of_each_length_of_call(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
     recorder = metrics.Recorder(
-        None, rich.console.Console(quiet=True), total=7, step=0, batch_size=10, unit="images", log_every=0, before=None
+        None,
+        rich.console.Console(quiet=True),
+        total=7,
+        step=0,
+        batch_size=10,
+        unit="images",
+        peak_mib=lambda: None,
+        log_every=0,
+        before=None,
     )
     # The last is another program, which takes 100 s to compile
     for at, count in ((5.0, 2), (9.0, 2), (11.0, 2), (111.0, 1)):

@@ -12,9 +12,8 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import grain
 import jax
 import numpy as np
 from absl import flags
@@ -23,6 +22,9 @@ from models.errors import UserError
 from models.kernels import runtime
 from train.data.shuffle import Order, philox, process_rows
 from train.data.source import Batch, Source
+
+if TYPE_CHECKING:
+    import grain
 
 _CROPS = 1  # stream of philox that draws crops (0 is the order of examples)
 _AHEAD = 2  # batches that each worker keeps ready
@@ -125,6 +127,8 @@ def evaluation_batches(
 def _iterate(batches: _Batches, workers: int) -> Iterator[Batch]:
     if workers < 0:
         raise UserError(f"data.workers={workers}: must be 0 (threads) or a number of processes")
+    import grain  # imports Orbax, which takes time that a resident data set need not cost before its first step
+
     dataset = grain.MapDataset.source(batches)
     # Decoding releases the interpreter's lock; more than 8 threads would wait for it in Python's share of the work
     threads = min(runtime.cores(), 8) if workers == 0 else 1
@@ -146,7 +150,7 @@ def _iterate(batches: _Batches, workers: int) -> Iterator[Batch]:
     return _until_closed(dataset)
 
 
-def _until_closed(dataset: grain.IterDataset) -> Iterator[Batch]:
+def _until_closed(dataset: "grain.IterDataset") -> Iterator[Batch]:
     iterator = iter(dataset)
     try:
         for batch in iterator:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Recorder:
       step: the step from which this process continues.
       batch_size: examples per step.
       unit: what examples are called, e.g. "images".
+      peak_mib: returns the peak memory in MiB, or None, for the progress bar.
       log_every: steps between lines; 0 for a single line at the end.
       before: `state()` at the checkpoint from which the run resumes; None for a new run.
       trackers: receive each line, too; whoever starts them closes them.
@@ -78,6 +79,7 @@ class Recorder:
         step: int,
         batch_size: int,
         unit: str,
+        peak_mib: Callable[[], int | None],
         log_every: int,
         before: Mapping[str, Any] | None,
         trackers: Sequence[Tracking] = (),
@@ -91,7 +93,7 @@ class Recorder:
             for tracker in trackers:
                 tracker.catch_up(lines)
         self._console, self._total, self._batch_size, self._log_every = console, total, batch_size, log_every
-        self._unit = unit
+        self._unit, self._peak_mib = unit, peak_mib
         before = before or {"sums": None, "logged": 0}
         self._sums: dict[str, Any] | None = before["sums"] and {
             name: tuple(pair) for name, pair in before["sums"].items()
@@ -161,7 +163,9 @@ class Recorder:
         self._sums["learning_rate"] = (metrics["learning_rate"][0][-1], 1.0)  # the current value, not an average
         self._step += count
         averages = evaluate.ratios(self._sums)
-        self._bar.update(self._task, completed=self._step, values=self._describe(averages))
+        peak = self._peak_mib()
+        values = self._describe(averages) + (f"  {peak:,} MiB" if peak else "")
+        self._bar.update(self._task, completed=self._step, values=values)
         due = self._log_every and self._step // self._log_every > self._logged // self._log_every
         if due or self._step == self._total:
             self._log(averages)

@@ -13,6 +13,7 @@ import rich.table
 
 from models.analysis.cost import analyze
 from models.kernels import runtime
+from train.devices import memory
 
 if TYPE_CHECKING:  # these import Orbax, which the benchmark's bare steps do not need
     from train.recording.recorder import Recorder
@@ -119,6 +120,7 @@ def create(
     compilation, evaluation and saving; earlier processes of the same run count until their last checkpoint.
     "seconds_to_first_step" is the part of this process before its first dispatch has finished. "training_seconds" is
     the duration of all steps at the speed of this process, without that first dispatch, evaluation and saving.
+    "peak_mib" is the peak memory of the fullest device of this process, or on a CPU of the process.
 
     Args:
       run: the run, finished or paused.
@@ -144,6 +146,7 @@ def create(
         "training_seconds": round(recorder.training_seconds, 2) if speed == speed else None,
         "seconds_to_first_step": round(first - started, 2) if first else None,
         f"{unit}_per_second": round(speed, 1) if speed == speed else None,
+        "peak_mib": memory.peak_mib(run.parallel.local),
         "seed": run.config["seed"],
         **environment(run.parallel.devices),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -176,6 +179,7 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
         "wall time": f"{summary['seconds']:.1f} s",
         "to the first step": f"{summary['seconds_to_first_step']:.1f} s" if summary["seconds_to_first_step"] else None,
         "speed": f"{speed:,.0f} {unit}/s" if speed else None,
+        "peak memory": f"{peak:,} MiB" if (peak := summary.get("peak_mib")) else None,
         "device": summary["device"],
         "files": str(folder),
     }
