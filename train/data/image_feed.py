@@ -12,8 +12,10 @@ import numpy as np
 
 from models.errors import UserError
 from models.kernels import runtime
-from train.data import augment, background, decode, load, resident, shuffle, source, splits, stream
+from train.data import background, decode, load, resident, shuffle, source, splits, stream
+from train.data.augment import chain
 from train.data.feed import Changed, Feed
+from train.data.normalize import normalize
 from train.devices import multihost
 from train.devices.parallel import Parallel
 from train.setup.config import Reader, difference, plain
@@ -85,21 +87,21 @@ class ImageFeed:
         # A reopened run trains no further, so that its training set need not be opened for its groups
         groups = None if recorded or self._is_resident else self.train.groups
         self._order = shuffle.Order(self.train_count, seed, groups)
-        augmentation = augment.build(config.augment, len(self.classes), self.image_shape, config.mean)
+        augmentation = chain.build(config.augment, len(self.classes), self.image_shape, config.mean)
         if self.label_shape and augmentation.mix:
             raise UserError(
                 f"data.augment='{config.augment}': mixup and cutmix require one class per image, but images of "
                 f"data.source={config.source} have several"
             )
         self._mirrors = "mirrored" in augmentation.entries
-        normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
+        scaled = functools.partial(normalize, mean=config.mean, std=config.std)
 
         def prepare(key, batch, first):
             batch = augmentation(key, batch, first)
-            return {**batch, "image": normalize(batch["image"])}
+            return {**batch, "image": scaled(batch["image"])}
 
         self.prepare = prepare
-        self.prepare_evaluation = lambda batch: {**batch, "image": normalize(batch["image"])}
+        self.prepare_evaluation = lambda batch: {**batch, "image": scaled(batch["image"])}
 
     def _describe(self, recorded: Mapping[str, Any]) -> None:
         """Sets the facts of the data by a record."""
