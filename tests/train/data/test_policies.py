@@ -11,7 +11,6 @@ import pytest
 from tests.golden import FOLDER
 from train.data.augment import operations, policies
 from train.data.augment.autoaugment import POLICIES
-from train.data.augment.chain import build
 from train.data.augment.operations import NAMES
 
 GOLDEN = np.load(FOLDER / "policies.npz")

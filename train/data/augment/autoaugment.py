@@ -1,7 +1,7 @@
 """The policies that AutoAugment found (Cubuk 2019, arXiv 1805.09501, tables 7, 8 and 9), as torchvision has them.
 
-Each has 25 pairs of operations; an operation is (name, probability, magnitude 0..9). Where an operation has no strength,
-the magnitude is 0.
+Each has 25 pairs of operations; an operation is (name, probability, magnitude 0..9). The magnitude is 0 where an
+operation has no strength.
 """
 
 _Step = tuple[str, float, int]

@@ -8,6 +8,7 @@ from train.data.augment.operation import Op, Site, require, require_color, requi
 
 
 def jitter(site: Site, b: float, c: float = 0.0, s: float = 0.0, h: float = 0.0) -> Op:
+    """Makes random changes of brightness, contrast, saturation and hue, as torchvision's ColorJitter."""
     require(min(b, c, s, h) >= 0 and h <= 0.5, "needs b, c, s >= 0 and 0 <= h <= 0.5")
     require_color(site)
     require(site.channels == 3 or s == h == 0, "saturation and hue need RGB images")
@@ -26,6 +27,7 @@ def jitter(site: Site, b: float, c: float = 0.0, s: float = 0.0, h: float = 0.0)
 
 
 def grayscale(site: Site, p: float = 0.1) -> Op:
+    """Makes the conversion to luma, with probability `p`."""
     require_share(p)
     require(site.channels == 3, "needs RGB images")
 

@@ -7,6 +7,7 @@ from train.data.augment.operation import Op, Site, require, require_share
 
 
 def crop(site: Site, pad: int, mode: str = "zero") -> Op:
+    """Makes the padding by `pad` pixels and the random crop to the old size (He 2016, section 4.2)."""
     require(pad >= 0, f"pad={pad} is negative")
     require(mode in ("zero", "reflect"), f"mode '{mode}' is neither zero nor reflect")
     require(mode == "zero" or pad < min(site.height, site.width), f"cannot reflect {pad} pixels of {site.height}")
@@ -20,16 +21,19 @@ def crop(site: Site, pad: int, mode: str = "zero") -> Op:
 
 
 def flip(site: Site, p: float = 0.5) -> Op:
+    """Makes the mirroring with probability `p`."""
     require_share(p)
     return Op(lambda key, image: jnp.where(jax.random.bernoulli(key, p), image[:, ::-1], image))
 
 
 def alternate_flip(site: Site) -> Op:
+    """Makes the mirroring of the examples that the batch marks."""
     del site
     return Op(lambda mirrored, image: jnp.where(mirrored, image[:, ::-1], image), entry="mirrored")
 
 
 def cutout(site: Site, size: int) -> Op:
+    """Makes the square hole of `size` pixels, in the mean color (DeVries 2017)."""
     require(size >= 1, f"size={size} is not positive")
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -42,6 +46,7 @@ def cutout(site: Site, size: int) -> Op:
 
 
 def erase(site: Site, p: float = 0.5) -> Op:
+    """Makes the rectangle of noise, with probability `p` (Zhong 2020)."""
     require_share(p)
     area, aspect = (0.02, 0.4), (0.3, 1 / 0.3)  # Zhong 2020, section 4.2: s_l, s_h and r_1, r_2
     tries = 10  # the first whose rectangle lies inside the image counts, as in torchvision

@@ -1,5 +1,7 @@
-"""Policies that draw operations: RandAugment, AutoAugment, TrivialAugment and AugMix, as torchvision has them, and
-timm's RandAugment. Each function takes a `Site`, then its arguments in the config."""
+"""RandAugment, AutoAugment, TrivialAugment and AugMix, as in torchvision, and the RandAugment of timm.
+
+Each function that makes an operation takes a `Site`, then its arguments in the config.
+"""
 
 import jax
 import jax.numpy as jnp
