@@ -25,7 +25,7 @@ Logits = Callable[[jax.Array], jax.Array]
 
 
 def averaged(logits: Logits, images: jax.Array, views: str) -> jax.Array:
-    """Returns the averaged logits [N, classes] of images [N, H, W, C], by one call of `logits` per size of the views."""
+    """Returns the averaged logits [N, classes] of images [N, H, W, C], by one call of `logits` per size of views."""
     if views == "one":
         return logits(images)
     if views == "multi_scale":
