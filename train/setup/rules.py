@@ -8,8 +8,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-
 import models
 from models.errors import UserError
 from models.gated import GatedResNet
@@ -18,9 +16,9 @@ from train.data.feed import Feed
 from train.data.image_feed import ImageFeed
 from train.optim import pruning, weight_sharing
 from train.optim.lookahead import Average
+from train.setup import sizes
 from train.setup.config import Reader
 from train.tasks.base import Task
-from train.tasks.views import SCALES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,41 +56,18 @@ class Features:
         kernels = low_bit.binary(self.task.model, self.shapes(), *models.abstract(self.feed.inputs))
         return kernels[0] if kernels else ""
 
-    @property
-    def sizes(self) -> dict[str, tuple[int, ...]]:
-        """The settings that show the network images of other sizes than data.image_size, with those sizes."""
-        if not isinstance(self.feed, ImageFeed):
-            return {}
-        side, settings = self.feed.image_shape[0], {}
-        if self.feed.training_sizes:
-            settings[f"data.resolutions='{self.config.data.resolutions}'"] = self.feed.training_sizes
-        if getattr(self.task, "views", "") == "multi_scale":
-            settings[f"task.name={self.config.task.name}"] = tuple(round(scale * side) for scale in SCALES)
-        return settings
-
     @functools.cached_property
     def of_one_size(self) -> str:
-        """The first setting of `sizes` that the network does not serve, and why; "" if there is none."""
-        for setting, sizes in self.sizes.items():
-            for size in sizes:
-                if reason := self._refuses(size):
-                    return f"{setting}: model.name={self.config.model.name} does not take images of {size}: {reason}"
-        return ""
-
-    def _refuses(self, size: int) -> str:
-        """Returns why the network does not take images of a size, "" if it does."""
-        inputs = (1, size, size, self.feed.inputs[-1])
-        if inputs == self.feed.inputs:
+        """The setting that shows the network images of a size that it does not take, and why; "" if there is none."""
+        if not isinstance(self.feed, ImageFeed):
             return ""
-        try:
-            found = jax.eval_shape(lambda key: self.task.init(key, inputs), jax.random.key(0))[0]
-        except Exception as error:  # whatever a network raises where a map becomes too small, or has no place
-            return str(error).split("\n", maxsplit=1)[0]
-        for (path, before), (_, after) in zip(
-            *(jax.tree.leaves_with_path(tree) for tree in (self.shapes(), found)), strict=True
+        views = getattr(self.task, "views", "")
+        for setting, sides in (
+            (f"data.resolutions='{self.config.data.resolutions}'", self.feed.training_sizes),
+            (f"task.name={self.config.task.name}", sizes.of_views(views, self.feed.image_shape[0])),
         ):
-            if before.shape != after.shape:
-                return f"its parameter {jax.tree_util.keystr(path, simple=True, separator='/')} depends on the size"
+            if sides and (reason := sizes.refusal(self.task, self.shapes(), self.feed.inputs, sides)):
+                return f"{setting}: model.name={self.config.model.name} does not take {reason}"
         return ""
 
 
