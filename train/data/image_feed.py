@@ -14,9 +14,8 @@ import numpy as np
 from models.errors import UserError
 from models.kernels import runtime
 from train.data import background, decode, load, resident, resolutions, shuffle, source, splits, stream
-from train.data.augment import chain
 from train.data.feed import Changed, Feed
-from train.data.normalize import normalize
+from train.data.preparation import Preparation
 from train.devices import multihost
 from train.devices.parallel import Parallel
 from train.setup.config import Durations, Reader, difference, plain
@@ -98,28 +97,9 @@ class ImageFeed:
         # A reopened run trains no further, so that its training set need not be opened for its groups
         groups = None if recorded or self._is_resident else self.train.groups
         self._order = shuffle.Order(self.train_count, seed, groups, config.repeats, batch_size)
-        chains = {
-            size: chain.build(config.augment, len(self.classes), self._shape_at(size), config.mean)
-            for size in self.training_sizes or (0,)
-        }
-        augmentation = next(iter(chains.values()))
-        if self.label_shape and augmentation.mix:
-            raise UserError(
-                f"data.augment='{config.augment}': mixup and cutmix require one class per image, but images of "
-                f"data.source={config.source} have several"
-            )
-        self._mirrors = "mirrored" in augmentation.entries
-        scaled = functools.partial(normalize, mean=config.mean, std=config.std)
-
-        def prepare(key, batch, first):
-            if size := batch.get("size"):
-                batch = {name: value for name, value in batch.items() if name != "size"}
-                batch["image"] = resolutions.resized(batch["image"], size.pixels)
-            batch = chains[size.pixels if size else 0](key, batch, first)
-            return {**batch, "image": scaled(batch["image"])}
-
-        self.prepare = prepare
-        self.prepare_evaluation = lambda batch: {**batch, "image": scaled(batch["image"])}
+        shapes = {size: self._shape_at(size) for size in self.training_sizes or (0,)}
+        self.prepare = Preparation(config, len(self.classes), self.label_shape, shapes)
+        self.prepare_evaluation = self.prepare.evaluation
 
     def _describe(self, recorded: Mapping[str, Any]) -> None:
         """Sets the facts of the data by a record."""
@@ -275,7 +255,7 @@ class ImageFeed:
             count = min(self._steps_per_call - step % self._steps_per_call, end - step)
             positions = step * self._batch_size, count * self._batch_size
             items = {"index": self._order.indices(*positions).astype(np.int32)}
-            if self._mirrors:
+            if self.prepare.mirrors:
                 items["mirrored"] = self._order.mirrored(*positions)
             items = {
                 name: item.reshape(count, self._batch_size)[:, rows.start : rows.stop] for name, item in items.items()
@@ -286,18 +266,12 @@ class ImageFeed:
     def _streamed_calls(self, step, total):
         while step < total:
             size, end = self._resolutions.at(step, total)
+            train, count = self._train_at(size), end - step
             for batch in stream.stream(
-                self._train_at(size),
-                self._order,
-                self._batch_size,
-                step,
-                end - step,
-                self._workers,
-                self._shard,
-                self._seed,
+                train, self._order, self._batch_size, step, count, self._workers, self._shard, self._seed
             ):
                 self._unreadable["train"].update(batch.pop("skipped").tolist())
-                if self._mirrors:
+                if self.prepare.mirrors:
                     rows = len(batch["mask"])
                     batch["mirrored"] = self._order.mirrored(step * self._batch_size + self._shard[0] * rows, rows)
                 step += 1
@@ -307,9 +281,8 @@ class ImageFeed:
         """Returns the training split, decoded to a size where it is cropped; the step resizes other images."""
         if not size or self._config.crop == "none" or size["size"].pixels == self.image_shape[0]:
             return self.train
-        return load.load(
-            types.SimpleNamespace(**{**self._config.to_dict(), "image_size": size["size"].pixels}), "train"
-        )
+        options = {**self._config.to_dict(), "image_size": size["size"].pixels}
+        return load.load(types.SimpleNamespace(**options), "train")
 
     def evaluation_calls(self) -> Iterator[Any]:
         self._unreadable["test"].clear()
@@ -341,7 +314,7 @@ class ImageFeed:
             items = batch(self._batch_size, 0 if self._config.crop == "none" else pixels)
             if self._is_resident:
                 items = {"index": jax.ShapeDtypeStruct(leading, np.int32)}
-            if self._mirrors:
+            if self.prepare.mirrors:
                 items["mirrored"] = jax.ShapeDtypeStruct(leading, np.bool_)
             size = {"size": resolutions.Size(pixels)} if pixels else {}
             training.append(self._parallel.shapes(items) | size)

@@ -7,7 +7,7 @@ import pytest
 
 from models.errors import UserError
 from tests import tiny
-from train import tasks
+from train import loop, tasks
 from train.run import build_run
 
 RNG = np.random.default_rng(0)
@@ -75,11 +75,9 @@ def test_tasks_without_a_choice_of_loss_refuse_it():
 
 
 def test_it_learns_from_mixed_digits(tmp_path):
-    from train import loop
-
     config = tiny.config(
-        task__name="classify(loss=bce)", data__augment="crop(1)|mixup_cutmix(0.2, 1.0)", data__repeats=2,
-        duration="60 steps", steps_per_call=20, evaluate_every="60 steps", optimizer__learning_rate=0.5,
+        task__name="classify(loss=bce)", data__augment="crop(1)|mixup_cutmix(0.2, 1.0)", model__width=8,
+        duration="90 steps", steps_per_call=30, evaluate_every="90 steps", optimizer__learning_rate=1.0,
     )  # fmt: skip
     loop.train(config, tmp_path / "run")
-    assert tiny.points(tmp_path / "run")["test/accuracy", 60] > 0.4
+    assert tiny.points(tmp_path / "run")["test/accuracy", 90] > 0.4
