@@ -1,4 +1,4 @@
-"""Whether a network takes images of another size than the one that it was built for."""
+"""Checks of the sizes of images that a network takes, besides the size that it was built for."""
 
 from collections.abc import Sequence
 from typing import Any
