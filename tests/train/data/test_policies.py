@@ -11,6 +11,7 @@ import pytest
 from tests.golden import FOLDER
 from train.data.augment import operations, policies
 from train.data.augment.autoaugment import POLICIES
+from train.data.augment.chain import build
 from train.data.augment.operations import NAMES
 
 GOLDEN = np.load(FOLDER / "policies.npz")
@@ -112,3 +113,56 @@ def test_timm_operations_equal_timms():
             ]
             ours = apply(NAMES.index(name), strength if not name.startswith("translate") else -strength)
             _assert_close(ours, GOLDEN[key], key, levels=2, pixels=0.12 * (name in operations.GEOMETRIC))
+
+
+def _drawn(text: str, count: int = 150) -> list[bytes]:
+    op = build(text, 2, IMAGE.shape, mean=[value / 255 for value in MEAN]).ops[0].apply
+    images = jax.jit(lambda keys: jax.lax.map(lambda key: op(key, IMAGE), keys))(
+        jax.random.split(jax.random.key(0), count)
+    )
+    return [image.tobytes() for image in np.asarray(images)]
+
+
+def test_timm_draws_each_operation_in_both_directions():
+    apply = jax.jit(lambda op, strength: operations.apply(IMAGE, op, strength, np.array(MEAN, np.uint8), smooth=True))
+    expected = {
+        sign: [
+            apply(NAMES.index(name), strength).tobytes()
+            for name, strength in zip(policies.TIMM, policies.timm_strengths(7.0, sign, HEIGHT, WIDTH), strict=True)
+        ]
+        for sign in (1.0, -1.0)
+    }
+    drawn = _drawn("randaugment_timm(7, 0.0, 1, 1.0)")
+    for sign in (1.0, -1.0):
+        assert sum(image in drawn for image in expected[sign]) >= 13  # of 15, each with about five draws
+    # Last bits depend on what the compiler fuses
+    assert np.mean([image in expected[1.0] + expected[-1.0] for image in drawn]) > 0.9
+    same = np.mean([image == np.asarray(IMAGE).tobytes() for image in _drawn("randaugment_timm(7, 0.5, 2, 0.5)")])
+    assert 0.1 < same < 0.45  # a quarter, by p
+    assert len(set(_drawn("randaugment_timm(7, 2.0, 1, 1.0)"))) > len(set(drawn))
+
+
+def test_autoaugment_takes_operations_with_their_probabilities():
+    space = policies.autoaugment_space(HEIGHT, WIDTH)
+    apply = jax.jit(space.apply)
+    results = set()
+    for pair in POLICIES["svhn"]:
+        firsts = [IMAGE] + [apply(IMAGE, NAMES.index(pair[0][0]), pair[0][2], sign) for sign in (1.0, -1.0)]
+        for first in firsts:
+            results |= {first.tobytes()}
+            results |= {apply(first, NAMES.index(pair[1][0]), pair[1][2], sign).tobytes() for sign in (1.0, -1.0)}
+    drawn = _drawn("autoaugment(svhn)")
+    assert np.mean([image in results for image in drawn]) > 0.95
+    nothing = np.mean([(1 - first[1]) * (1 - second[1]) for first, second in POLICIES["svhn"]])
+    assert np.mean([image == np.asarray(IMAGE).tobytes() for image in drawn]) == pytest.approx(nothing, abs=0.07)
+
+
+def _change(images: list[bytes]) -> float:
+    """Returns the mean absolute difference from the image."""
+    return float(np.mean([np.abs(np.frombuffer(x, np.uint8).astype(int) - np.asarray(IMAGE).ravel()) for x in images]))
+
+
+def test_trivialaugment_and_augmix_draw_much():
+    assert len(set(_drawn("trivialaugment"))) > 75
+    mixed, stronger = _drawn("augmix"), _drawn("augmix(10)")
+    assert len(set(mixed)) > 140 and 0 < _change(mixed) < _change(stronger)
