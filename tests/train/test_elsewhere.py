@@ -46,7 +46,7 @@ def test_other_views_are_averaged(run, tmp_path):
     text = saved(tmp_path / "same.npz", images, labels)
     results = elsewhere.evaluate(str(run), text, views="mirror")
     classifier = train.load(run)
-    logits = (classifier.predict(images) + classifier.predict(images[:, :, ::-1])) / 2
+    logits = (classifier.logits(images) + classifier.logits(images[:, :, ::-1])) / 2
     assert results["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
     assert results["views"] == "mirror" and len(list((run / "evaluations").glob("*_mirror.json"))) == 1
     with pytest.raises(UserError, match="unknown --views 'crops'"):
