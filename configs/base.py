@@ -57,8 +57,8 @@ def base() -> ConfigDict:
 
     # The task decides what is trained and with which loss (train/tasks).
     c.task = ConfigDict()
-    # Task, with its arguments: classify(views=mirror) or (views=mirror_shift), gated(weight=2.0),
-    # policy(penalty=5.0, curriculum='50%', joint=False).
+    # Task, with its arguments: classify(views=ten_crops) or another of train/tasks/views.py, classify(loss=bce,
+    # threshold=0.0), gated(weight=2.0), policy(penalty=5.0, curriculum='50%', joint=False).
     c.task.name = "classify"
     # Share of the target that is spread over all classes.
     c.task.label_smoothing = 0.0
@@ -143,6 +143,11 @@ def base() -> ConfigDict:
     c.data.on_error = "fail"
     # Height and width of the images; 0 keeps them.
     c.data.image_size = 0
+    # Sizes of training images over time, e.g. "128@0%|160@40%|224@70%", or "160" for all of it; evaluation is at
+    # image_size. "" trains at image_size, too.
+    c.data.resolutions = ""
+    # Rows of a batch that show the same image, each augmented on its own (repeated augmentation).
+    c.data.repeats = 1
     # Crop while decoding. random_resized evaluates the center; whole squeezes the image to a square, as BiT does.
     c.data.crop = "none"
     # random_resized: range of the crop's area, as a fraction of the image's.
@@ -156,8 +161,9 @@ def base() -> ConfigDict:
     # Filter of resizing, antialiased: bilinear, or bicubic, whose evaluation crop is that of torchvision and timm.
     c.data.interpolation = "bilinear"
     # Augmentations in the compiled step, separated by "|": crop(pad), flip(p=0.5), alternate_flip,
-    # cutout(size), erase(p=0.5), randaugment(ops, magnitude), jitter(b, c=0, s=0, h=0), grayscale(p=0.1); once, at the
-    # end, mixup(a), cutmix(a) or mixup_cutmix(a, b).
+    # cutout(size), erase(p=0.5), randaugment(ops, magnitude), randaugment_timm(magnitude, std=0.5, ops=2, p=0.5),
+    # autoaugment(policy), trivialaugment, augmix(severity=3, width=3, depth=-1, alpha=1.0), jitter(b, c=0, s=0, h=0),
+    # grayscale(p=0.1); once, at the end, mixup(a), cutmix(a) or mixup_cutmix(a, b).
     c.data.augment = ""
     # Mean per channel that is subtracted from pixels in [0, 1].
     c.data.mean = (0.5,)

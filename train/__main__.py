@@ -49,6 +49,12 @@ SPLIT = flags.DEFINE_string("split", None, "With --evaluate: the split; default:
 CLASS_MAP = command.define_path(
     "class_map", None, "With --evaluate: CSV file with rows NAME IN THE SET,NAME IN THE RUN; the latter may be empty."
 )
+VIEWS = flags.DEFINE_string(
+    "views",
+    None,
+    "With --evaluate: average predictions over other views than the run's: one, mirror, mirror_shift, five_crops, "
+    "ten_crops or multi_scale.",
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Train with several processes that JAX finds by Slurm, Open MPI, Kubernetes or TPU pods."
 )
@@ -86,7 +92,9 @@ def evaluate_run(folder: str | None) -> int:
         raise UserError("--evaluate needs the folder of a finished run, --workdir")
     from train import elsewhere
 
-    results = elsewhere.evaluate(folder, EVALUATE.value or "", SPLIT.value or "", CLASS_MAP.value or "")
+    results = elsewhere.evaluate(
+        folder, EVALUATE.value or "", SPLIT.value or "", CLASS_MAP.value or "", VIEWS.value or ""
+    )
     command.console().print(elsewhere.table(results, folder))
     return 0
 
@@ -99,8 +107,8 @@ def main() -> int:
 
     if EVALUATE.value:
         return evaluate_run(WORKDIR.value)
-    if SPLIT.value or CLASS_MAP.value:
-        raise UserError("--split and --class_map belong to --evaluate; add it")
+    if SPLIT.value or CLASS_MAP.value or VIEWS.value:
+        raise UserError("--split, --class_map and --views belong to --evaluate; add it")
     started = psutil.Process().create_time()
     config = CONFIG()
     if LAYERS.value and not DRY_RUN.value:

@@ -1,5 +1,7 @@
 """Evaluation of a finished run on other test sets with its classes: `python -m train --evaluate=SOURCE`."""
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,17 @@ import numpy as np
 import rich.table
 
 from models.analysis.tables import slug
-from models.errors import UserError
+from models.errors import UserError, choice_error
 from train.data import classes, load
 from train.data.source import Source
 from train.recording import summary
 from train.restore import load_network
 from train.run import Network
+from train.setup import sizes
 from train.state import TrainState
 from train.storage.files import write_json
+from train.tasks.classify import Classify
+from train.tasks.views import VIEWS
 
 FOLDER = "evaluations"  # in the folder of the run
 VARIANTS = {  # source and split of ImageNet's other test sets, by name
@@ -28,7 +33,7 @@ VARIANTS = {  # source and split of ImageNet's other test sets, by name
 CORRUPTED = "imagenet-c/"  # imagenet-c/fog/3
 
 
-def evaluate(folder: str, text: str, split: str = "", class_map: str = "") -> dict[str, Any]:
+def evaluate(folder: str, text: str, split: str = "", class_map: str = "", views: str = "") -> dict[str, Any]:
     """Evaluates a run on another set, and writes the results into its folder.
 
     Args:
@@ -36,6 +41,7 @@ def evaluate(folder: str, text: str, split: str = "", class_map: str = "") -> di
       text: a source as in data.source, or a name of VARIANTS.
       split: the split to evaluate; "" for "test", or the split of a variant.
       class_map: CSV file that maps the set's classes to the network's; see `train.data.classes`.
+      views: the views over which predictions are averaged (train/tasks/views.py); "" for those of the run.
 
     Returns:
       "source", "split", "images", "classes" (number of the network's classes that occur in the set), the metrics of the
@@ -47,6 +53,7 @@ def evaluate(folder: str, text: str, split: str = "", class_map: str = "") -> di
       UserError: the set does not exist, or does not fit the network.
     """
     network, state = load_network(folder)
+    network = _with_views(network, views) if views else network
     source, split = opened(network, text, split, class_map)
     if source.label_shape and not network.feed.label_shape:
         results = _of_several(network, state, source, f"--evaluate={text}")
@@ -57,15 +64,34 @@ def evaluate(folder: str, text: str, split: str = "", class_map: str = "") -> di
     results = {
         "source": text,
         "split": split,
+        **({"views": views} if views else {}),
         "identity": source.identity(),
         **results,
         **summary.environment(jax.local_devices()),
     }
     if Path(folder, "config.json").is_file():
-        path = Path(folder, FOLDER, f"{slug(f'{text} {split}')}.json")
+        path = Path(folder, FOLDER, f"{slug(f'{text} {split} {views}'.strip())}.json")
         path.parent.mkdir(exist_ok=True)
         write_json(path, results)
     return results
+
+
+def _with_views(network: Network, views: str) -> Network:
+    """Returns a network that averages its predictions over other views.
+
+    Raises:
+      UserError: there are no such views, or the task or the network does not support them.
+    """
+    task, title = copy.copy(network.task), f"--views={views}"
+    if views not in VIEWS:
+        raise choice_error("--views", views, VIEWS)
+    if not isinstance(task, Classify) or type(task).evaluate is not Classify.evaluate:
+        raise UserError(f"{title}: the run's task.name={network.config['task']['name']} does not average over views")
+    sides = sizes.of_views(views, network.images.image_shape[0])
+    if reason := sizes.refusal(task, network.shapes[0], network.feed.inputs, sides):
+        raise UserError(f"{title}: model.name={network.config['model']['name']} does not take {reason}")
+    task.views = views
+    return dataclasses.replace(network, task=task)
 
 
 def opened(network: Network, text: str, split: str, class_map: str) -> tuple[Source, str]:

@@ -21,7 +21,8 @@ from train.storage.remote import fetched
 # Keys that configs of earlier versions lack, with the values that reproduce their behavior
 EARLIER = {"lookahead": "", "ema_warmup": False}
 EARLIER_OPTIMIZER = {"multiplied": "update"}
-EARLIER_IMAGES = {"exif": "ignore", "interpolation": "bilinear"}  # in the section `data` of runs on images
+# In the section `data` of runs on images
+EARLIER_IMAGES = {"exif": "ignore", "interpolation": "bilinear", "resolutions": "", "repeats": 1}
 CHECKPOINTS = ("last", "best")
 
 Leaves = Mapping[str, np.ndarray]

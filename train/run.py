@@ -183,7 +183,7 @@ def build_data(config: Config | Reader, parallel: Parallel, recorded: Mapping[st
     sizes = {key: getattr(reader, key) for key in ("batch_size", "eval_batch_size", "steps_per_call", "seed")}
     if text.is_text(reader.data.source):
         return TextFeed(reader.data.source, reader.text, parallel, **sizes, recorded=recorded)
-    return ImageFeed(reader.data, parallel, **sizes, recorded=recorded)
+    return ImageFeed(reader.data, parallel, **sizes, duration=reader.duration, recorded=recorded)
 
 
 def build_network(
@@ -343,6 +343,7 @@ def examples_of_norm(reader: Reader, parallel: Parallel) -> int:
 
 def _trace(run: Run) -> None:
     """Traces both programs without computing, so that mismatched shapes raise errors before anything is written."""
-    items, evaluation_items = run.feed.shapes()
-    jax.eval_shape(run.train_call, run.state, run.feed.data, items)
+    training_items, evaluation_items = run.feed.shapes()
+    for items in training_items:
+        jax.eval_shape(run.train_call, run.state, run.feed.data, items)
     jax.eval_shape(run.evaluation_call, run.state, {}, evaluation_items)

@@ -41,25 +41,39 @@ def small(config, images):
 @pytest.mark.parametrize(
     "config",
     keep_first(
-        4,
+        5,
         [
             cifar10.get_config(),
             cifar10.get_config("speedrun"),
             imagenet.get_config("recipe=modern"),
+            imagenet.get_config("recipe=a3"),
             folder.get_config(),
+            imagenet.get_config("recipe=deit"),
             cifar10.get_config("recipe=brief"),
             cifar10.get_config("resnet56,norm=group"),
             imagenet.get_config(),
         ],
     ),
-    ids=["cifar10", "speedrun", "imagenet-modern", "folder", "brief", "cifar10-group", "imagenet-goyal"],
+    ids=[
+        "cifar10",
+        "speedrun",
+        "imagenet-modern",
+        "imagenet-a3",
+        "folder",
+        "imagenet-deit",
+        "brief",
+        "cifar10-group",
+        "imagenet-goyal",
+    ],
 )
 def test_every_key_is_known_and_read(config, images):
     run = build_run(small(config, images))
     assert run.total > 0
 
 
-@pytest.mark.parametrize(("recipe", "field"), [("goyal", "zero_gamma"), ("modern", "stochastic_depth")])
+@pytest.mark.parametrize(
+    ("recipe", "field"), [("goyal", "zero_gamma"), ("modern", "stochastic_depth"), ("a1", "stochastic_depth")]
+)
 def test_recipes_for_imagenet_set_a_field_of_every_network_that_has_it(recipe, field):
     for name in models.list_models():
         if name.startswith(("transformer", "plain")):  # plain networks have the fields, but no shortcuts to drop
@@ -77,6 +91,23 @@ def test_the_recipes_are_those_of_the_papers():
     c = imagenet.get_config("batch=8192")
     assert c.optimizer.learning_rate == pytest.approx(3.2)
     assert c.optimizer.warmup_from * c.optimizer.learning_rate == pytest.approx(0.1)
+
+
+def test_procedures_are_those_of_resnet_strikes_back():
+    """Checks the values of table 2 of arXiv 2110.00476."""
+    a1, a2, a3 = (imagenet.get_config(f"resnet50,recipe=a{number}") for number in (1, 2, 3))
+    for c, epochs, rate, decay in ((a1, 600, 5e-3, 0.01), (a2, 300, 5e-3, 0.02), (a3, 100, 8e-3, 0.02)):
+        assert (c.duration, c.batch_size, c.optimizer.warmup) == (f"{epochs} epochs", 2048, "5 epochs")
+        assert (c.optimizer.name, c.optimizer.schedule) == ("lamb", "cosine")
+        assert (c.optimizer.learning_rate, c.optimizer.weight_decay) == (rate, decay)
+        assert (c.data.image_size, c.data.eval_crop, c.task.name) == (224, 0.95, "classify(loss=bce)")
+    assert [c.task.label_smoothing for c in (a1, a2, a3)] == [0.1, 0.0, 0.0]
+    assert [c.data.repeats for c in (a1, a2, a3)] == [3, 3, 1]
+    assert [c.model.get("stochastic_depth", 0) for c in (a1, a2, a3)] == [0.05, 0.05, 0]
+    assert [c.data.resolutions for c in (a1, a2, a3)] == ["", "", "160@0%"]
+    assert a1.data.augment == "flip|randaugment_timm(7, 0.5)|mixup_cutmix(0.2, 1.0)"
+    assert a3.data.augment == "flip|randaugment_timm(6, 0.5)|mixup_cutmix(0.1, 1.0)"
+    assert imagenet.get_config("recipe=a2,batch=512").optimizer.learning_rate == pytest.approx(2.5e-3)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +140,7 @@ def test_docstrings_name_the_command_and_the_cost(name):
 
 
 def test_bad_recipe():
-    with pytest.raises(ValueError, match="unknown recipe 'modrn'; allowed: goyal, modern"):
+    with pytest.raises(ValueError, match="unknown recipe 'modrn'; allowed: goyal, modern, deit, a1, a2, a3"):
         imagenet.get_config("recipe=modrn")
     with pytest.raises(ValueError, match="unknown recipe 'breif'; allowed: he, brief"):
         cifar10.get_config("recipe=breif")

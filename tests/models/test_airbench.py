@@ -116,6 +116,17 @@ def test_views_are_weighted_as_published():
         kernel = drawn.images("kernel", (60, 4))
         logits = averaged(lambda x: x.reshape(len(x), -1) @ kernel, jnp.asarray(images), views)
         np.testing.assert_allclose(logits, seen.reshape(3, -1) @ kernel, rtol=1e-4, atol=1e-5)
+    large = jax.image.resize(jnp.asarray(images), (3, 6, 7, 2), "linear")  # 256/224 of the sides, rounded
+    five = sum(large[:, i : i + 5, j : j + 6] for i, j in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 0))) / 5
+    for views, seen in (("five_crops", five), ("ten_crops", (five + five[:, :, ::-1]) / 2)):
+        logits = averaged(lambda x: x.reshape(len(x), -1) @ kernel, jnp.asarray(images), views)
+        np.testing.assert_allclose(logits, seen.reshape(3, -1) @ kernel, rtol=1e-4, atol=1e-5)
+    sides = []
+    logits = averaged(
+        lambda x: sides.append(x.shape[1:3]) or jnp.mean(x, (1, 2)), jnp.ones((3, 16, 16, 2)), "multi_scale"
+    )
+    assert sides == [(16, 16), (14, 14), (18, 18)]
+    np.testing.assert_allclose(logits, 1, rtol=1e-5)
     section = ml_collections.ConfigDict({"name": "classify(views=mirrored)", "label_smoothing": 0.0})
     with pytest.raises(UserError, match="unknown views of a task 'mirrored'; did you mean 'mirror'"):
         tasks.create(section, None, 10)

@@ -41,6 +41,18 @@ def test_its_own_test_set_gives_the_results_of_the_run(run, tmp_path):
     assert elsewhere.evaluate(str(run), "digits", "validation")["images"] == 288
 
 
+def test_other_views_are_averaged(run, tmp_path):
+    images, labels = digits()
+    text = saved(tmp_path / "same.npz", images, labels)
+    results = elsewhere.evaluate(str(run), text, views="mirror")
+    classifier = train.load(run)
+    logits = (classifier.logits(images) + classifier.logits(images[:, :, ::-1])) / 2
+    assert results["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
+    assert results["views"] == "mirror" and len(list((run / "evaluations").glob("*_mirror.json"))) == 1
+    with pytest.raises(UserError, match="unknown --views 'crops'"):
+        elsewhere.evaluate(str(run), text, views="crops")
+
+
 def test_of_a_set_with_few_classes_the_accuracy_among_them_is_reported_too(run, tmp_path):
     images, labels = digits()
     few = labels < 3
@@ -93,7 +105,7 @@ def test_mistakes_are_one_line(run, tmp_path):
         elsewhere.evaluate(str(run), "imagenet-v2")
     for arguments, message in (
         (["--evaluate=digits"], "--evaluate needs the folder of a finished run"),
-        (["--split=test", f"--workdir={run}"], "--split and --class_map belong to --evaluate"),
+        (["--split=test", f"--workdir={run}"], "--split, --class_map and --views belong to --evaluate"),
         (["--evaluate=nothing", f"--workdir={run}"], "nothing"),
     ):
         done = tiny.run(*arguments)

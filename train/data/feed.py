@@ -113,8 +113,16 @@ class Feed(Protocol):
         """
         ...
 
-    def shapes(self) -> tuple[Any, Any]:
-        """Returns the shapes of the items of a training and of an evaluation call, as `Parallel.lift` takes them."""
+    @property
+    def heaviest_step(self) -> int:
+        """The first step whose examples are as large as any: 0 unless sizes grow during training."""
+        ...
+
+    def shapes(self) -> tuple[Sequence[Any], Any]:
+        """Returns the shapes of the items of training calls and of an evaluation call, as `Parallel.lift` takes them.
+
+        There is one entry for each size of training examples, the largest first.
+        """
         ...
 
     def record(self) -> dict[str, Any]:

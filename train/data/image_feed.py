@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -12,11 +13,12 @@ import numpy as np
 
 from models.errors import UserError
 from models.kernels import runtime
-from train.data import augment, background, decode, load, resident, shuffle, source, splits, stream
+from train.data import background, decode, load, resident, resolutions, shuffle, source, splits, stream
 from train.data.feed import Changed, Feed
+from train.data.preparation import Preparation
 from train.devices import multihost
 from train.devices.parallel import Parallel
-from train.setup.config import Reader, difference, plain
+from train.setup.config import Durations, Reader, difference, plain
 
 MOST_WORKERS = 1024
 _NAMED = 3  # number of skipped images to name
@@ -50,6 +52,7 @@ class ImageFeed:
         eval_batch_size: int,
         steps_per_call: int,
         seed: int,
+        duration: str,
         recorded: Mapping[str, Any] | None = None,
     ):
         """Opens the data set, or describes it by a record.
@@ -61,6 +64,7 @@ class ImageFeed:
           eval_batch_size: examples per evaluation call, over all devices.
           steps_per_call: steps per dispatch.
           seed: seed of the order, and of crops in decoding.
+          duration: of the whole training, over which data.resolutions is laid.
           recorded: `record()` of a run that is reopened. It describes the data; a split is opened, and compared with
             the record, when it is first used.
 
@@ -81,25 +85,21 @@ class ImageFeed:
             self._describe(recorded)
         else:
             self._inspect()
+        durations = Durations(batch_size, self.train_count).with_total(duration)
+        self._resolutions = resolutions.parse(config.resolutions, durations.steps, durations.total or 0)
+        height, width, _ = self.image_shape
+        if self.training_sizes and height != width:
+            raise UserError(
+                f"data.resolutions='{config.resolutions}' is for square images, and these are {height}x{width}: set "
+                "data.image_size, and data.crop to resize them"
+            )
         self._check_memory()
         # A reopened run trains no further, so that its training set need not be opened for its groups
         groups = None if recorded or self._is_resident else self.train.groups
-        self._order = shuffle.Order(self.train_count, seed, groups)
-        augmentation = augment.build(config.augment, len(self.classes), self.image_shape, config.mean)
-        if self.label_shape and augmentation.mix:
-            raise UserError(
-                f"data.augment='{config.augment}': mixup and cutmix require one class per image, but images of "
-                f"data.source={config.source} have several"
-            )
-        self._mirrors = "mirrored" in augmentation.entries
-        normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
-
-        def prepare(key, batch, first):
-            batch = augmentation(key, batch, first)
-            return {**batch, "image": normalize(batch["image"])}
-
-        self.prepare = prepare
-        self.prepare_evaluation = lambda batch: {**batch, "image": normalize(batch["image"])}
+        self._order = shuffle.Order(self.train_count, seed, groups, config.repeats, batch_size)
+        shapes = {size: self._shape_at(size) for size in self.training_sizes or (0,)}
+        self.prepare = Preparation(config, len(self.classes), self.label_shape, shapes)
+        self.prepare_evaluation = self.prepare.evaluation
 
     def _describe(self, recorded: Mapping[str, Any]) -> None:
         """Sets the facts of the data by a record."""
@@ -127,10 +127,23 @@ class ImageFeed:
                 f"steps_per_call={self._steps_per_call}: must be 1 for streamed data, and at least 1 for resident data"
             )
 
+    @property
+    def training_sizes(self) -> tuple[int, ...]:
+        """Sizes of training images by data.resolutions, the largest first; () if it is empty."""
+        return self._resolutions.sizes
+
+    @property
+    def heaviest_step(self) -> int:
+        return self._resolutions.heaviest_step
+
+    def _shape_at(self, size: int) -> tuple[int, int, int]:
+        """Returns the shape of training images of a size; 0 stands for that of evaluation."""
+        return (size, size, self.image_shape[2]) if size else self.image_shape
+
     def _check_memory(self) -> None:
         """Raises UserError if the images of a batch, or the indices of a call, exceed this machine's memory."""
         memory = runtime.memory()
-        each = 4 * math.prod(self.image_shape)
+        each = 4 * max(math.prod(self._shape_at(size)) for size in (0, *self.training_sizes))
         sizes = {
             "batch_size": self._batch_size * each,
             "eval_batch_size": self._eval_batch_size * each,
@@ -238,32 +251,38 @@ class ImageFeed:
     def _resident_calls(self, step, total):
         rows = shuffle.process_rows(self._batch_size, self._shard)
         while step < total:
-            count = min(self._steps_per_call - step % self._steps_per_call, total - step)
+            size, end = self._resolutions.at(step, total)
+            count = min(self._steps_per_call - step % self._steps_per_call, end - step)
             positions = step * self._batch_size, count * self._batch_size
             items = {"index": self._order.indices(*positions).astype(np.int32)}
-            if self._mirrors:
+            if self.prepare.mirrors:
                 items["mirrored"] = self._order.mirrored(*positions)
-            yield (
-                count,
-                self._parallel.shard(
-                    {
-                        name: item.reshape(count, self._batch_size)[:, rows.start : rows.stop]
-                        for name, item in items.items()
-                    }
-                ),
-            )
+            items = {
+                name: item.reshape(count, self._batch_size)[:, rows.start : rows.stop] for name, item in items.items()
+            }
+            yield count, self._parallel.shard(items | size)
             step += count
 
     def _streamed_calls(self, step, total):
-        for batch in stream.stream(
-            self.train, self._order, self._batch_size, step, total - step, self._workers, self._shard, self._seed
-        ):
-            self._unreadable["train"].update(batch.pop("skipped").tolist())
-            if self._mirrors:
-                rows = len(batch["mask"])
-                batch["mirrored"] = self._order.mirrored(step * self._batch_size + self._shard[0] * rows, rows)
-            step += 1
-            yield 1, self._parallel.shard(jax.tree.map(lambda x: x[None], batch))
+        while step < total:
+            size, end = self._resolutions.at(step, total)
+            train, count = self._train_at(size), end - step
+            for batch in stream.stream(
+                train, self._order, self._batch_size, step, count, self._workers, self._shard, self._seed
+            ):
+                self._unreadable["train"].update(batch.pop("skipped").tolist())
+                if self.prepare.mirrors:
+                    rows = len(batch["mask"])
+                    batch["mirrored"] = self._order.mirrored(step * self._batch_size + self._shard[0] * rows, rows)
+                step += 1
+                yield 1, self._parallel.shard(jax.tree.map(lambda x: x[None], batch) | size)
+
+    def _train_at(self, size: dict[str, resolutions.Size]) -> source.Source:
+        """Returns the training split, decoded to a size where it is cropped; the step resizes other images."""
+        if not size or self._config.crop == "none" or size["size"].pixels == self.image_shape[0]:
+            return self.train
+        options = {**self._config.to_dict(), "image_size": size["size"].pixels}
+        return load.load(types.SimpleNamespace(**options), "train")
 
     def evaluation_calls(self) -> Iterator[Any]:
         self._unreadable["test"].clear()
@@ -281,22 +300,25 @@ class ImageFeed:
     def test_weight(self) -> int:
         return self.test_count()
 
-    def shapes(self) -> tuple[Any, Any]:
-        def batch(size):
-            image = jax.ShapeDtypeStruct((1, size, *self.image_shape), np.uint8)
+    def shapes(self) -> tuple[Sequence[Any], Any]:
+        def batch(size, pixels=0):
+            image = jax.ShapeDtypeStruct((1, size, *self._shape_at(pixels)), np.uint8)
             return {
                 "image": image,
                 "label": jax.ShapeDtypeStruct((1, size, *self.label_shape), np.int32),
                 "mask": jax.ShapeDtypeStruct((1, size), np.float32),
             }
 
-        leading = self._steps_per_call, self._batch_size
-        items = batch(self._batch_size)
-        if self._is_resident:
-            items = {"index": jax.ShapeDtypeStruct(leading, np.int32)}
-        if self._mirrors:
-            items["mirrored"] = jax.ShapeDtypeStruct(leading, np.bool_)
-        return self._parallel.shapes(items), self._parallel.shapes(batch(self._eval_batch_size))
+        leading, training = (self._steps_per_call, self._batch_size), []
+        for pixels in self.training_sizes or (0,):
+            items = batch(self._batch_size, 0 if self._config.crop == "none" else pixels)
+            if self._is_resident:
+                items = {"index": jax.ShapeDtypeStruct(leading, np.int32)}
+            if self.prepare.mirrors:
+                items["mirrored"] = jax.ShapeDtypeStruct(leading, np.bool_)
+            size = {"size": resolutions.Size(pixels)} if pixels else {}
+            training.append(self._parallel.shapes(items) | size)
+        return training, self._parallel.shapes(batch(self._eval_batch_size))
 
     def record(self) -> dict[str, Any]:
         """Returns the record of the data that a run keeps, as JSON; it must not change when the run resumes."""

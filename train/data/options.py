@@ -12,7 +12,7 @@ class Options:
     """The keys of `config.data` that a source reads.
 
     The pipeline reads the other keys: `workers` (processes that decode; 0: threads), `pipeline` ("auto", "resident",
-    "stream": resident.choose), `augment` (augment.build), `mean` and `std` per channel on the scale 0..1.
+    "stream": resident.choose), `augment` (augment/), `mean` and `std` per channel on the scale 0..1.
 
     Attributes:
       source: a form of load.KINDS, mixture(…) or FILE.py:NAME; docs/data.md describes each. The last names a function

@@ -17,22 +17,34 @@ class Order:
     Where examples can only be read in groups, an epoch permutes the groups, and then the examples within each window of
     some groups, so that a reader has to keep one window of groups in memory, and two at its borders.
 
+    With repeats (Hoffer 2020, arXiv 1901.09335; Berman 2019, arXiv 1902.05509), a batch of B rows has ceil(B / repeats)
+    distinct examples, of which the next batch has the next ones: row r has the same example as row r + ceil(B /
+    repeats), so that copies lie far apart, on different devices and in different pairs of mixup. An epoch still has n
+    rows; after `repeats` epochs, each example has been in `repeats` rows. (timm's RepeatAugSampler draws a new share of
+    the examples in each epoch instead.)
+
     Args:
       n: number of examples.
       seed: any integer.
       groups: (boundaries 0, …, n of the groups, number of groups per window); None permutes all examples freely.
+      repeats: rows of a batch that have the same example.
+      batch_size: B; read only with repeats.
     """
 
-    def __init__(self, n: int, seed: int, groups: tuple[np.ndarray, int] | None = None):
+    def __init__(
+        self, n: int, seed: int, groups: tuple[np.ndarray, int] | None = None, repeats: int = 1, batch_size: int = 0
+    ):
         if n < 1:
             raise ValueError(f"n={n}: an order needs at least one example")
+        if repeats != 1 and not 1 <= repeats <= batch_size:
+            raise UserError(f"data.repeats={repeats} must be in [1, {batch_size}], which is the batch size")
         self.n, self.seed = n, seed
+        self._repeats, self._batch_size = repeats, batch_size
         self._groups = None if groups is None else (tuple(groups[0].tolist()), groups[1])
 
     def indices(self, position: int, count: int) -> np.ndarray:
         """Returns the examples at the positions position … position+count-1, int64 [count]."""
-        positions = np.arange(position, position + count, dtype=np.int64)
-        epochs, places = np.divmod(positions, self.n)
+        epochs, places = np.divmod(self._distinct(position, count)[0], self.n)
         result = np.empty(count, np.int64)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
@@ -45,8 +57,19 @@ class Order:
         In epoch 0, each example is mirrored with probability 1/2. From then on, it is mirrored in every second epoch
         (Jordan 2024, arXiv 2404.00498, section 3.6).
         """
-        odd = np.arange(position, position + count, dtype=np.int64) // self.n % 2
+        places, copies = self._distinct(position, count)
+        odd = (places // self.n * self._repeats + copies) % 2  # copies of an example count as its epochs
         return _first_mirrored(self.n, self.seed)[self.indices(position, count)] ^ (odd > 0)
+
+    def _distinct(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns places in the order without repeats for the positions, and which copy each is, both int64 [count]."""
+        positions = np.arange(position, position + count, dtype=np.int64)
+        if self._repeats == 1:
+            return positions, np.zeros_like(positions)
+        batches, rows = np.divmod(positions, self._batch_size)
+        distinct = -(-self._batch_size // self._repeats)
+        copies, places = np.divmod(rows, distinct)
+        return batches * distinct + places, copies
 
 
 @functools.lru_cache(maxsize=2)

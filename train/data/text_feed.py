@@ -183,7 +183,9 @@ class TextFeed:
         """Returns the number of tokens to predict in the test split."""
         return int((self.test.target.lengths - 1).sum())
 
-    def shapes(self) -> tuple[Any, Any]:
+    heaviest_step = 0
+
+    def shapes(self) -> tuple[Sequence[Any], Any]:
         """Returns the shapes of the items of a training call and of an evaluation call, for the greatest width."""
 
         def batch(size):
@@ -195,7 +197,7 @@ class TextFeed:
                 pair | {name: jax.ShapeDtypeStruct((1, size), np.float32) for name in ("mask", "tokens")}
             )
 
-        return batch(self._batch_size), batch(self._eval_batch_size)
+        return [batch(self._batch_size)], batch(self._eval_batch_size)
 
     def record(self) -> dict[str, Any]:
         """Returns the record of the text that a run keeps, as JSON; it must not change when the run resumes."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import models
 from models.compress import fold
-from train.data import augment
+from train.data.normalize import normalize
 from train.export.network import PortableNetwork
 
 # Operations that can become part of the program: normalization of the pixels, and batch normalization
@@ -59,7 +59,7 @@ def outputs(card: Mapping[str, Any]) -> list[str]:
 
 def normalized(images: Any, preprocessing: Mapping[str, Any]) -> jax.Array:
     """Normalizes pixels, as the network of a card takes them, to float32."""
-    return augment.normalize(jnp.asarray(images), tuple(preprocessing["mean"]), tuple(preprocessing["std"]))
+    return normalize(jnp.asarray(images), tuple(preprocessing["mean"]), tuple(preprocessing["std"]))
 
 
 def to_probabilities(logits: jax.Array, kind: str) -> jax.Array:

@@ -25,7 +25,7 @@ INGREDIENTS = {"norm": "norm", "act": "act", "init": "kernel_init", "conv": "con
 def preprocessing(run: Network) -> dict[str, Any]:
     """Describes how a file becomes an input of a run's network.
 
-    See `train.data.decode.Decoder` and `train.data.augment.normalize`.
+    See `train.data.decode.Decoder` and `train.data.normalize.normalize`.
     """
     decoder, data = run.images.decoder, run.config["data"]
     return {

@@ -26,7 +26,7 @@ from models.errors import UserError, choice_error
 from models.kernels import runtime
 from models.layers.endpoint import capture
 from models.weights import npz
-from train.data import augment, composite, decode, select
+from train.data import composite, decode, normalize, select
 from train.data.identity import Digest
 from train.data.image_feed import as_images
 from train.data.select import Selected
@@ -141,7 +141,7 @@ def _name(network: Network, variables: Any, endpoint: str, source: Source) -> st
 def _code(families: tuple[str, ...]) -> bytes:
     """Returns the source code that decides the features of a network whose classes are in these modules."""
     layers = (path for room in (models.layers, models.kernels) for path in Path(str(room.__file__)).parent.glob("*.py"))
-    modules = (decode, select, composite, augment, *(sys.modules[family] for family in families))
+    modules = (decode, select, composite, normalize, *(sys.modules[family] for family in families))
     files = {*layers, *(Path(str(module.__file__)) for module in modules)}
     return b"".join(file.read_bytes() for file in sorted(files))
 

@@ -87,7 +87,9 @@ def _data(run: Run) -> str:
     if not isinstance(feed, ImageFeed):
         return f"{text}, a vocabulary of {len(feed.classes):,}"
     names = ", ".join(imagenet.shown(feed.classes)[:NAMED]) + ", …" * (len(feed.classes) > NAMED)
-    return f"{text} of {' x '.join(map(str, feed.image_shape))}, {len(feed.classes):,} classes ({names})"
+    trained_at = ", ".join(map(str, reversed(feed.training_sizes)))
+    shape = " x ".join(map(str, feed.image_shape)) + f" (training at {trained_at})" * bool(trained_at)
+    return f"{text} of {shape}, {len(feed.classes):,} classes ({names})"
 
 
 def _training(run: Run) -> dict[str, str]:

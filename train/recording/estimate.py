@@ -65,7 +65,8 @@ def measure(run: Run, mult_adds: int) -> Measured:
     start = time.perf_counter()
     state = run.parallel.place(run.state)
     steps_per_call = run.config["steps_per_call"]
-    calls = run.feed.calls(0, min(run.total, (1 + timed) * steps_per_call))
+    first_step = run.feed.heaviest_step
+    calls = run.feed.calls(first_step, min(run.total, first_step + (1 + timed) * steps_per_call))
     count, items = next(calls)
     shapes = _shapes(items)
     train_call: Any = run.train_call  # of jit or pmap
@@ -88,5 +89,5 @@ def measure(run: Run, mult_adds: int) -> Measured:
     return Measured(arguments + temporary, temporary, first, mean, dispatches)
 
 
-def _shapes(items: Any) -> list[tuple[int, ...]]:
-    return [leaf.shape for leaf in jax.tree.leaves(items)]
+def _shapes(items: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    return jax.tree.structure(items), [leaf.shape for leaf in jax.tree.leaves(items)]

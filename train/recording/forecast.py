@@ -91,7 +91,7 @@ def lower(config: Config, target: topology.Topology) -> Step:
 
     reader.check_all_read(_OTHERS_READ)
     state = network.parallel.place(jax.eval_shape(begin, variables, task_state))
-    items, _ = network.feed.shapes()
+    (items, *_), _ = network.feed.shapes()
     call: Any = train_call
     with target.compiling():
         return Step(network, state, call.lower(state, network.feed.data, items), notes)

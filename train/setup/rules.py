@@ -4,6 +4,7 @@ A rule about a single feature is checked where that feature is built.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ from models.errors import UserError
 from models.gated import GatedResNet
 from models.layers import low_bit
 from train.data.feed import Feed
+from train.data.image_feed import ImageFeed
 from train.optim import pruning, weight_sharing
 from train.optim.lookahead import Average
+from train.setup import sizes
 from train.setup.config import Reader
 from train.tasks.base import Task
 
@@ -52,6 +55,20 @@ class Features:
         """The name of the first kernel of a binary layer; "" if there is none."""
         kernels = low_bit.binary(self.task.model, self.shapes(), *models.abstract(self.feed.inputs))
         return kernels[0] if kernels else ""
+
+    @functools.cached_property
+    def of_one_size(self) -> str:
+        """The setting that shows the network images of a size that it does not take, and why; "" if there is none."""
+        if not isinstance(self.feed, ImageFeed):
+            return ""
+        views = getattr(self.task, "views", "")
+        for setting, sides in (
+            (f"data.resolutions='{self.config.data.resolutions}'", self.feed.training_sizes),
+            (f"task.name={self.config.task.name}", sizes.of_views(views, self.feed.image_shape[0])),
+        ):
+            if sides and (reason := sizes.refusal(self.task, self.shapes(), self.feed.inputs, sides)):
+                return f"{setting}: model.name={self.config.model.name} does not take {reason}"
+        return ""
 
 
 class Rule(NamedTuple):
@@ -97,6 +114,7 @@ RULES = (
         "optimizer.share: each weight holds the whole gradient of its shared value, so clip_norm, lars and lamb would "
         "count it many times; set clip_norm=0 and sgd, adam or adamw",
     ),
+    Rule(lambda f: f.of_one_size, "{f.of_one_size}"),
 )
 
 

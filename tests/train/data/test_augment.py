@@ -9,8 +9,9 @@ import pytest
 
 from models.errors import UserError
 from tests.golden import FOLDER
-from train.data import mix, pixels, randaugment
-from train.data.augment import build, normalize
+from train.data.augment import mixers, operations, pixels, policies
+from train.data.augment.chain import build
+from train.data.normalize import normalize
 
 GOLDEN = np.load(FOLDER / "augment.npz")
 NAMES = [name for name in GOLDEN.files if not name.startswith(("image/", "evaluation/"))]
@@ -57,15 +58,16 @@ TORCHVISION = [
 
 @pytest.mark.parametrize("magnitude", [9, 17])
 def test_randaugment_operations_equal_torchvision(magnitude):
-    assert [name.lower() for name in TORCHVISION] == [name.replace("_", "") for name in randaugment.OPS[1:]]
+    names = [operations.NAMES[number] for number in policies.randaugment_space(1, 1).ops]
+    assert [name.lower() for name in TORCHVISION] == [name.replace("_", "") for name in names[1:]]
     for channels in (1, 3):
         image = jnp.asarray(GOLDEN[f"image/{channels}"])
-        apply = jax.jit(partial(randaugment.apply, image, magnitude=magnitude))
-        assert (apply(op=0, sign=1.0) == image).all()
+        apply = jax.jit(partial(policies.randaugment_space(*image.shape[:2]).apply, image, magnitude=magnitude))
+        assert (apply(which=0, sign=1.0) == image).all()
         for number, name in enumerate(TORCHVISION, start=1):
             for sign in (1, -1):
                 theirs = GOLDEN[f"randaugment/{name}/{sign * magnitude}/{channels}"]
-                difference = _difference(apply(op=number, sign=float(sign)), theirs)
+                difference = _difference(apply(which=number, sign=float(sign)), theirs)
                 if 1 <= number <= 5:  # geometry: the same pixel, except where a coordinate is a tie
                     assert np.mean(difference.any(-1)) <= 0.01, (name, sign, channels)
                 else:
@@ -77,7 +79,10 @@ def _batch(shape=(32, 32, 3), size=16, seed=0):
     return {"image": jnp.asarray(images), "label": jnp.arange(size) % 10, "mask": jnp.ones(size)}
 
 
-EVERYTHING = "crop(2)|flip|cutout(4)|randaugment(2,9)|jitter(0.4,0.4,0.4,0.1)|grayscale(0.5)|erase(0.5)"
+EVERYTHING = (
+    "crop(2)|flip|cutout(4)|randaugment(2,9)|autoaugment(cifar10)|trivialaugment|augmix|randaugment_timm(7)|"
+    "jitter(0.4,0.4,0.4,0.1)|grayscale(0.5)|erase(0.5)"
+)
 
 
 def _overlap(spec: str, shape: tuple[int, int, int], size: int, start: int) -> None:
@@ -112,7 +117,7 @@ def test_branching_operations_are_the_same_mapped_and_vmapped():
     # A CPU applies operations to one image after the other, an accelerator to all at once.
     batch = _batch((9, 9, 3), 12)
     keys = jax.random.split(jax.random.key(0), 12)
-    for spec in ("randaugment(2,15)", "jitter(0.4,0.4,0.4,0.2)"):
+    for spec in ("randaugment(2,15)", "jitter(0.4,0.4,0.4,0.2)", "trivialaugment", "autoaugment(svhn)"):
         op = build(spec, 10, (9, 9, 3)).ops[0].apply
         mapped = jax.jit(lambda k, x, op=op: jax.lax.map(lambda a: op(*a), (k, x)))(keys, batch["image"])
         assert _difference(jax.jit(jax.vmap(op))(keys, batch["image"]), np.asarray(mapped)).max() <= 1
@@ -180,7 +185,7 @@ def test_mixup_and_cutmix_mix_labels_as_they_mix_images():
     images = jnp.stack([jnp.zeros((6, 6, 1)), jnp.full((6, 6, 1), 255.0)])
     targets = jnp.eye(2)
     keys = jax.random.split(jax.random.key(0), 64)
-    for mixer in (partial(mix.mixup, alpha=0.5), partial(mix.cutmix, alpha=1.0)):
+    for mixer in (partial(mixers.mixup, alpha=0.5), partial(mixers.cutmix, alpha=1.0)):
         mixed, soft = jax.vmap(lambda k, m=mixer: m(k, images, targets))(keys)  # [64, 2, …]
         np.testing.assert_allclose(mixed.mean((2, 3, 4)) / 255, soft[..., 1], atol=1e-5)
         np.testing.assert_allclose(soft.sum(-1), 1, atol=1e-6)
@@ -206,6 +211,14 @@ def test_mixing_requires_an_even_batch():
         ("cutout(0)", 3, r"cutout: size=0 is not positive; usage: cutout\(size: int\)"),
         ("randaugment(2)", 3, "randaugment: missing a required argument: 'magnitude'"),
         ("randaugment(2,31)", 3, "magnitude=31 is not in 0..30"),
+        ("autoaugment(cifar)", 3, "autoaugment: policy 'cifar' is none of imagenet, cifar10, svhn"),
+        ("augmix(0)", 3, "augmix: severity=0 is not in 1..10"),
+        ("augmix(3, 3, 0)", 3, "augmix: depth=0 is neither -1 nor positive"),
+        ("augmix(alpha=0.0)", 3, "augmix: alpha=0.0 is not positive"),
+        ("trivialaugment(9)", 3, "trivialaugment: too many positional arguments; usage: trivialaugment"),
+        ("trivialaugment", 2, "trivialaugment: needs images with 1 or 3 channels, not 2"),
+        ("randaugment_timm(11)", 3, "randaugment_timm: magnitude=11 is not in 0..10"),
+        ("randaugment_timm(7, -1)", 3, "randaugment_timm: std=-1 is negative"),
         ("erase(1.5)", 3, "p=1.5 is not a probability"),
         ("erase(True)", 3, "p must be float, not True"),
         ("flip(p=0.5,q=1)", 3, "unexpected keyword argument 'q'"),

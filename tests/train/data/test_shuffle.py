@@ -38,6 +38,37 @@ def test_mirrored_alternates_and_depends_on_seed_and_position_alone():
     assert (Order(50, seed=4).mirrored(0, 50) != whole[:50]).any()
 
 
+@pytest.mark.parametrize(("batch", "repeats"), [(8, 4), (8, 3), (6, 6)])
+def test_repeats_show_an_image_several_times_in_a_batch_and_as_often_as_others(batch, repeats):
+    order, distinct = Order(24, seed=3, repeats=repeats, batch_size=batch), -(-batch // repeats)
+    run = order.indices(0, 24 * repeats * batch).reshape(-1, batch)  # each image in `batch` batches, or more
+    for rows in run:
+        assert len(set(rows)) == distinct
+        assert (rows[distinct:] == rows[:-distinct]).all()  # copies are apart: in other pairs, on other devices
+    # Without repeats of an incomplete last copy, each image is in as many rows as any other
+    if batch % repeats == 0:
+        assert set(np.bincount(run.ravel())) == {repeats * batch}
+    plain = Order(24, seed=3)
+    np.testing.assert_array_equal(run[:, :distinct].ravel(), plain.indices(0, run.shape[0] * distinct))
+    again = Order(24, seed=3, repeats=repeats, batch_size=batch)
+    for position, count in ((17, 9), (3, 1), (5, 64)):  # in any sequence
+        np.testing.assert_array_equal(again.indices(position, count), run.ravel()[position : position + count])
+
+
+def test_copies_of_an_image_are_mirrored_alternately():
+    order = Order(12, seed=3, repeats=2, batch_size=6)
+    indices, mirrored = order.indices(0, 48), order.mirrored(0, 48)
+    for index in range(12):
+        flags = mirrored[indices == index]
+        assert len(flags) == 4 and (flags[1:] != flags[:-1]).all()
+
+
+def test_repeats_fit_the_batch():
+    for repeats in (0, -1, 9):
+        with pytest.raises(UserError, match=rf"data.repeats={repeats} must be in \[1, 8\]"):
+            Order(24, 3, repeats=repeats, batch_size=8)
+
+
 def test_order_is_recorded():
     # A change here changes the training order of every published seed.
     np.testing.assert_array_equal(Order(8, seed=42).indices(0, 16), [7, 0, 4, 2, 1, 3, 5, 6, 5, 1, 4, 7, 3, 0, 2, 6])

@@ -6,25 +6,46 @@ is equal to the pixel, except where a coordinate is a tie. Tests compare with re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale (ITU-R 601)
 
 
-def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Transforms an image: output pixel (x, y) is the input pixel nearest to matrix @ (x, y, 1), or 0 outside.
+def affine(
+    image: jax.Array, matrix: jax.Array, fill: jax.Array | np.ndarray | int = 0, smooth: bool = False
+) -> jax.Array:
+    """Transforms an image: output pixel (x, y) is the input at matrix @ (x, y, 1), or `fill` outside.
 
     Args:
       image: uint8 [H, W, C].
       matrix: float [2, 3], for coordinates measured from the center of the image.
+      fill: color outside the image, one number or [C].
+      smooth: whether levels are interpolated linearly between pixels; if not, the nearest pixel counts.
     """
     height, width = image.shape[:2]
     x, y = jnp.arange(width) - (width - 1) / 2, (jnp.arange(height) - (height - 1) / 2)[:, None]
-    column = jnp.round(matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] + (width - 1) / 2).astype(jnp.int32)
-    row = jnp.round(matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] + (height - 1) / 2).astype(jnp.int32)
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)  # [H, W]
+    column = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] + (width - 1) / 2
+    row = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] + (height - 1) / 2
+    fill = jnp.asarray(fill, jnp.uint8)
+    if not smooth:
+        return _pixels(image, jnp.round(row).astype(jnp.int32), jnp.round(column).astype(jnp.int32), fill)
+    top, left = jnp.floor(row), jnp.floor(column)
+    levels = jnp.zeros(image.shape, jnp.float32)
+    for down in (0, 1):
+        for right in (0, 1):
+            weight = jnp.abs(1 - down - (row - top)) * jnp.abs(1 - right - (column - left))  # [H, W]
+            corner = _pixels(image, (top + down).astype(jnp.int32), (left + right).astype(jnp.int32), fill)
+            levels = levels + weight[..., None] * corner.astype(jnp.float32)
+    return jnp.round(levels).astype(jnp.uint8)
+
+
+def _pixels(image: jax.Array, row: jax.Array, column: jax.Array, fill: jax.Array) -> jax.Array:
+    """Returns the pixels at integer positions [H, W], or `fill` outside."""
+    height, width = image.shape[:2]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     flat = jnp.where(inside, row * width + column, 0)
     pixels = jnp.take(image.reshape(height * width, -1), flat, axis=0, mode="clip")  # [H, W, C]
-    return jnp.where(inside[..., None], pixels, jnp.uint8(0))
+    return jnp.where(inside[..., None], pixels, fill)
 
 
 def grayscale(image: jax.Array) -> jax.Array:
@@ -72,6 +93,17 @@ def posterize(image: jax.Array, bits: jax.Array | int) -> jax.Array:
 def solarize(image: jax.Array, threshold: jax.Array | float) -> jax.Array:
     """Inverts the levels at or above `threshold`."""
     return jnp.where(image >= threshold, 255 - image, image)
+
+
+def solarize_add(image: jax.Array, amount: jax.Array | float) -> jax.Array:
+    """Adds `amount` to the levels below 128 (timm's solarize_add)."""
+    brighter = jnp.clip(image.astype(jnp.float32) + amount, 0, 255).astype(jnp.uint8)
+    return jnp.where(image < 128, brighter, image)
+
+
+def invert(image: jax.Array) -> jax.Array:
+    """Inverts all levels."""
+    return 255 - image
 
 
 def autocontrast(image: jax.Array) -> jax.Array:

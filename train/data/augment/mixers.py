@@ -4,8 +4,13 @@ Examples 2j and 2j+1 are mixed with each other, with one draw for the pair (as t
 examples is random already, so no permutation is needed, and a pair never straddles two devices.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+
+from train.data.augment.operation import require
 
 
 def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
@@ -54,3 +59,29 @@ def mixup_cutmix(
         lambda: mixup(mixup_key, images, targets, mixup_alpha),
         lambda: cutmix(cutmix_key, images, targets, cutmix_alpha),
     )
+
+
+# Functions that make mixers: (key, images [2, H, W, C], targets [2, classes]) -> images, targets
+
+
+def _positive(**alphas: float) -> None:
+    for name, alpha in alphas.items():
+        require(alpha > 0, f"{name}={alpha} is not positive")
+
+
+def _mixup(a: float) -> Callable:
+    _positive(a=a)
+    return functools.partial(mixup, alpha=a)
+
+
+def _cutmix(a: float) -> Callable:
+    _positive(a=a)
+    return functools.partial(cutmix, alpha=a)
+
+
+def _mixup_cutmix(a: float, b: float) -> Callable:
+    _positive(a=a, b=b)
+    return functools.partial(mixup_cutmix, mixup_alpha=a, cutmix_alpha=b)
+
+
+MIXERS = {"mixup": _mixup, "cutmix": _cutmix, "mixup_cutmix": _mixup_cutmix}
