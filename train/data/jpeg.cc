@@ -1,0 +1,212 @@
+// Crops of JPEGs, decoded and resampled in one pass, with the bits of Pillow's decoder and of its Image.resize.
+// Only the rows and blocks under the crop are decoded (libjpeg-turbo). See jpeg.py for what calls it.
+#include <algorithm>
+#include <cmath>
+#include <csetjmp>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include <jpeglib.h>
+#ifndef LIBJPEG_TURBO_VERSION
+#error "only libjpeg-turbo decodes parts of a picture, and upsamples as Pillow does"
+#endif
+
+namespace {
+constexpr int kBits = 22;    // of a weight's fraction, as in Pillow
+constexpr int kRows = 4;     // rows that are resampled together
+constexpr int kMargin = 16;  // columns at each side of a part: the upsampling of chroma reads its neighbors
+
+typedef int32_t Lanes __attribute__((vector_size(64)));
+typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
+
+struct Request {  // the same as jpeg.py's _Request
+  const uint8_t* data;
+  uint64_t size;
+  int32_t decoded[2];  // width, height of the whole picture, decoded at 1 / scale
+  int32_t scale;       // 1, 2, 4 or 8
+  float box[4];        // left, top, right, bottom, in the decoded picture
+  int32_t resized[2];  // width, height to which the box is resized
+  int32_t window[4];   // left, top, width, height of the part of the result to compute
+  int32_t bicubic, down_first, channels;  // down_first: columns are resampled before rows
+  uint8_t* out;  // [height, width, channels]
+};
+
+struct Axis {  // Pillow's precompute_coeffs and normalize_coeffs_8bpc
+  int begin = 0, end = 0;  // of the pixels that are read
+  std::vector<int> first, count, weights;
+  int taps = 0;
+
+  void Prepare(int size, float low, float high, int resized, int start, int length, bool bicubic) {
+    const double step = double(high - low) / resized, spread = std::max(step, 1.0);
+    const double support = (bicubic ? 2.0 : 1.0) * spread;
+    taps = int(std::ceil(support)) * 2 + 1;
+    weights.resize(size_t(length) * taps);
+    std::vector<double> exact(taps);
+    begin = size;
+    for (int i = start; i < start + length; ++i) {
+      const double center = low + (i + 0.5) * step;
+      const int from = std::max(int(center - support + 0.5), 0), to = std::min(int(center + support + 0.5), size);
+      double sum = 0;
+      for (int t = 0; t < to - from; ++t) sum += exact[t] = Filter((t + from - center + 0.5) * (1.0 / spread), bicubic);
+      for (int t = 0; t < to - from; ++t) {
+        const double weight = (sum != 0 ? exact[t] / sum : exact[t]) * (1 << kBits);
+        weights[first.size() * taps + t] = int(weight < 0 ? weight - 0.5 : weight + 0.5);
+      }
+      first.push_back(from), count.push_back(std::max(to - from, 0));
+      begin = std::min(begin, from), end = std::max(end, to);
+    }
+  }
+
+  static double Filter(double x, bool bicubic) {
+    x = std::abs(x);
+    if (!bicubic) return x < 1 ? 1 - x : 0;
+    if (x < 1) return ((-0.5 + 2) * x - (-0.5 + 3)) * x * x + 1;
+    return x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0;
+  }
+};
+
+// Sums `count` groups of 16 bytes, each times its weight, and rounds the sums to bytes.
+inline Bytes Weighted(const uint8_t* bytes, size_t stride, const int* weights, int count) {
+  Lanes sum = Lanes{} + (1 << (kBits - 1));
+  for (int t = 0; t < count; ++t)
+    sum += __builtin_convertvector(*reinterpret_cast<const Bytes*>(bytes + t * stride), Lanes) * weights[t];
+  sum >>= kBits;
+  sum = sum < 0 ? Lanes{} : sum;
+  sum = sum > 255 ? Lanes{} + 255 : sum;
+  return __builtin_convertvector(sum, Bytes);
+}
+
+struct Decoding {
+  jpeg_decompress_struct info{};
+  jpeg_error_mgr errors;
+  std::jmp_buf unusual;
+  Axis x, y;
+  JDIMENSION left = 0, width = 0;  // columns that are decoded
+  size_t pitch = 0, stride = 0;    // bytes of a decoded row, and of a row of the result; 4 bytes per pixel
+  std::vector<uint8_t> rows, block, resampled;
+
+  ~Decoding() { jpeg_destroy_decompress(&info); }
+
+  static void Leave(j_common_ptr info) { std::longjmp(static_cast<Decoding*>(info->client_data)->unusual, 1); }
+  static void Emit(j_common_ptr info, int level) {
+    if (level < 0) Leave(info);  // a warning: damaged data
+  }
+
+  // Whether nothing but image data and restarts lies between the header and the end of a picture with one scan.
+  bool Whole() const {
+    const uint8_t *at = info.src->next_input_byte, *end = at + info.src->bytes_in_buffer;
+    while ((at = static_cast<const uint8_t*>(std::memchr(at, 0xFF, end - at))) && at + 1 < end) {
+      if (at[1] == JPEG_EOI) return true;
+      if (at[1] != 0 && (at[1] < JPEG_RST0 || at[1] > JPEG_RST0 + 7)) return false;
+      at += 2;
+    }
+    return false;
+  }
+
+  bool Start(const Request& r) {
+    info.err = jpeg_std_error(&errors);
+    errors.error_exit = Leave, errors.emit_message = Emit;
+    info.client_data = this;
+    if (setjmp(unusual)) return false;
+    jpeg_create_decompress(&info);
+    info.client_data = this;
+    jpeg_mem_src(&info, r.data, r.size);
+    if (jpeg_read_header(&info, TRUE) != JPEG_HEADER_OK) return false;
+    const bool gray = info.num_components == 1 && info.jpeg_color_space == JCS_GRAYSCALE;
+    const bool color = info.num_components == 3 &&
+                       (info.jpeg_color_space == JCS_YCbCr || info.jpeg_color_space == JCS_RGB);
+    if (!(gray || color) || info.data_precision != 8 || info.arith_code) return false;
+    if (!jpeg_has_multiple_scans(&info) && !Whole()) return false;
+    info.scale_num = 1, info.scale_denom = r.scale;
+    info.out_color_space = JCS_EXT_RGBX;
+    return jpeg_start_decompress(&info) && int(info.output_width) == r.decoded[0] &&
+           int(info.output_height) == r.decoded[1];
+  }
+
+  void Prepare(const Request& r) {
+    const int columns = info.output_width, lines = info.output_height;
+    x.Prepare(columns, r.box[0], r.box[2], r.resized[0], r.window[0], r.window[2], r.bicubic);
+    y.Prepare(lines, r.box[1], r.box[3], r.resized[1], r.window[1], r.window[3], r.bicubic);
+    left = std::max(x.begin - kMargin, 0), width = std::min(x.end + kMargin, columns) - left;
+    pitch = Padded(columns), stride = Padded(r.window[2]);
+    const size_t height = y.end - y.begin;
+    rows.resize(r.down_first ? height * pitch + 16 : std::max(pitch, stride) * kRows + 16);
+    block.resize(Padded(x.end - x.begin) * kRows);
+    resampled.resize(r.down_first ? Padded(x.end - x.begin) * kRows + stride * kRows : (height + kRows) * stride);
+  }
+
+  static size_t Padded(size_t pixels) { return (pixels * 4 + 15) / 16 * 16; }
+
+  bool Run(const Request& r) {
+    if (setjmp(unusual)) return false;
+    if (width < info.output_width) jpeg_crop_scanline(&info, &left, &width);
+    if (y.begin && int(jpeg_skip_scanlines(&info, y.begin)) != y.begin) return false;
+    const size_t first = (x.begin - left) * 4, part = Padded(x.end - x.begin);
+    for (int i = 0, count; i < y.end - y.begin; i += count) {
+      count = std::min(kRows, y.end - y.begin - i);
+      uint8_t* to = rows.data() + (r.down_first ? i * pitch : 0);
+      for (int j = 0; j < count; ++j)
+        if (!Read(r, to + j * pitch)) return false;
+      if (!r.down_first) Across(r, to + first, pitch, &resampled[i * stride]);
+    }
+    for (int i = 0, count; i < r.window[3]; i += count) {
+      count = std::min(kRows, r.window[3] - i);
+      uint8_t *lines = resampled.data(), *done = rows.data();
+      if (r.down_first) done = lines + part * kRows;
+      for (int j = 0; j < count; ++j)
+        if (r.down_first) Down(i + j, &rows[first], pitch, part, lines + j * part);
+        else Down(i + j, lines, stride, stride, done + j * stride);
+      if (r.down_first) Across(r, lines, part, done);
+      for (int j = 0; j < count; ++j) Pack(r, done + j * stride, r.out + size_t(i + j) * r.window[2] * r.channels);
+    }
+    return true;
+  }
+
+  bool Read(const Request& r, uint8_t* line) {
+    if (jpeg_read_scanlines(&info, &line, 1) != 1) return false;
+    if (r.channels == 1 && info.num_components == 3)  // Pillow's conversion from RGB to L
+      for (uint8_t* p = line; p < line + size_t(width) * 4; p += 4)
+        p[0] = (p[0] * 19595 + p[1] * 38470 + p[2] * 7471 + 0x8000) >> 16;
+    return true;
+  }
+
+  // Resamples kRows rows that begin at column x.begin.
+  void Across(const Request& r, const uint8_t* from, size_t step, uint8_t* to) {
+    for (int i = 0; i < x.end - x.begin; ++i)
+      for (int j = 0; j < kRows; ++j) std::memcpy(&block[(i * kRows + j) * 4], from + j * step + i * 4, 4);
+    for (int i = 0; i < r.window[2]; ++i) {
+      const Bytes sums = Weighted(&block[(x.first[i] - x.begin) * 16], 16, &x.weights[i * x.taps], x.count[i]);
+      for (int j = 0; j < kRows; ++j)
+        std::memcpy(to + j * stride + i * 4, reinterpret_cast<const uint8_t*>(&sums) + j * 4, 4);
+    }
+  }
+
+  // Makes row i of the result from rows that begin with row y.begin.
+  void Down(int i, const uint8_t* from, size_t step, size_t bytes, uint8_t* to) {
+    from += (y.first[i] - y.begin) * step;
+    for (size_t at = 0; at < bytes; at += 16) {
+      const Bytes sums = Weighted(from + at, step, &y.weights[i * y.taps], y.count[i]);
+      std::memcpy(to + at, &sums, 16);
+    }
+  }
+
+  static void Pack(const Request& r, const uint8_t* from, uint8_t* to) {
+    for (int i = 0; i < r.window[2]; ++i, from += 4)
+      for (int c = 0; c < r.channels; ++c) *to++ = from[c];
+  }
+};
+}  // namespace
+
+// Returns whether `out` holds the result; if not, the picture is damaged or of a kind that is left to Pillow.
+extern "C" int ablate_jpeg(const Request* request) {
+  try {
+    Decoding decoding;
+    if (!decoding.Start(*request)) return false;
+    decoding.Prepare(*request);
+    return decoding.Run(*request);
+  } catch (...) {  // no memory
+    return false;
+  }
+}
