@@ -255,7 +255,7 @@ class _Training:
         calls = itertools.takewhile(lambda _: self._done < self._end, run.feed.calls(self._done, run.total))
         try:
             with Interruption() as interruption:
-                for number, (count, items) in enumerate(calls):
+                for number, (count, items) in enumerate(recorder.fetching(calls)):
                     self._state, metrics = run.train_call(self._state, run.feed.data, items)
                     recorder.add(count, metrics)
                     interrupted = interruption.noted(number)

@@ -8,6 +8,9 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #include <jpeglib.h>
 #ifndef LIBJPEG_TURBO_VERSION
 #error "only libjpeg-turbo decodes parts of a picture, and upsamples as Pillow does"
@@ -19,6 +22,7 @@ constexpr int kRows = 4;     // rows that are resampled together
 constexpr int kMargin = 4;   // columns at each side of a part: fancy upsampling of chroma reads the next sample
 
 typedef int32_t Lanes __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(16)));
 typedef int16_t Halves __attribute__((vector_size(32)));
 typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
 
@@ -68,17 +72,27 @@ struct Axis {  // Pillow's precompute_coeffs and normalize_coeffs_8bpc
   }
 };
 
-// GCC converts to twice or half the width in one instruction, but not to four times or a quarter.
-inline Lanes Widened(const uint8_t* bytes) {
-  return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Bytes*>(bytes), Halves), Lanes);
+#ifdef __AVX512F__
+inline Lanes Widened(const void* bytes) {
+  return Lanes(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(bytes))));
 }
 
-inline Bytes Rounded(Lanes sum) {
+inline void StoreRounded(Lanes sum, void* to) {
+  const __m512i positive = _mm512_max_epi32(__m512i(sum >> kBits), _mm512_setzero_si512());
+  _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(positive));
+}
+#else  // GCC converts to twice or half the width in one instruction, but not to four times or a quarter
+inline Lanes Widened(const void* bytes) {
+  return __builtin_convertvector(__builtin_convertvector(*static_cast<const Bytes*>(bytes), Halves), Lanes);
+}
+
+inline void StoreRounded(Lanes sum, void* to) {
   sum >>= kBits;
   sum = sum < 0 ? Lanes{} : sum;
   sum = sum > 255 ? Lanes{} + 255 : sum;
-  return __builtin_convertvector(__builtin_convertvector(sum, Halves), Bytes);
+  *static_cast<Bytes*>(to) = __builtin_convertvector(__builtin_convertvector(sum, Halves), Bytes);
 }
+#endif
 
 const Lanes kHalf = Lanes{} + (1 << (kBits - 1));
 
@@ -183,19 +197,21 @@ struct Decoding {
   // Resamples kRows rows that begin at column x.begin.
   void Across(const Request& r, const uint8_t* from, size_t step, uint8_t* to) {
     Lanes* const columns = block.data();
-    uint8_t pixels[16];
+    const size_t width = stride;  // not read again after each store
     for (int i = 0; i < x.end - x.begin; ++i) {
-      for (int j = 0; j < kRows; ++j) std::memcpy(pixels + j * 4, from + j * step + i * 4, 4);
-      columns[i] = Widened(pixels);
+      uint32_t pixels[kRows];
+      for (int j = 0; j < kRows; ++j) std::memcpy(&pixels[j], from + j * step + i * 4, 4);
+      const Words words = {pixels[0], pixels[1], pixels[2], pixels[3]};
+      columns[i] = Widened(&words);
     }
     for (int i = 0; i < r.window[2]; ++i) {
       const Lanes* const read = columns + x.first[i] - x.begin;
       const int* const weights = &x.weights[i * x.taps];
       Lanes sum = kHalf;
       for (int t = 0; t < x.count[i]; ++t) sum += read[t] * weights[t];
-      const Bytes sums = Rounded(sum);
-      std::memcpy(pixels, &sums, 16);
-      for (int j = 0; j < kRows; ++j) std::memcpy(to + j * stride + i * 4, pixels + j * 4, 4);
+      uint8_t pixels[4 * kRows];
+      StoreRounded(sum, pixels);
+      for (int j = 0; j < kRows; ++j) std::memcpy(to + j * width + i * 4, pixels + j * 4, 4);
     }
   }
 
@@ -206,7 +222,7 @@ struct Decoding {
     for (size_t at = 0; at < bytes; at += 16) {
       Lanes sum = kHalf;
       for (int t = 0; t < y.count[i]; ++t) sum += Widened(from + t * step + at) * weights[t];
-      *reinterpret_cast<Bytes*>(to + at) = Rounded(sum);
+      StoreRounded(sum, to + at);
     }
   }
 
