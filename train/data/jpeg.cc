@@ -197,7 +197,7 @@ struct Decoding {
   // Resamples kRows rows that begin at column x.begin.
   void Across(const Request& r, const uint8_t* from, size_t step, uint8_t* to) {
     Lanes* const columns = block.data();
-    const size_t width = stride;  // not read again after each store
+    const size_t apart = stride;  // a copy, which is not read again after each store
     for (int i = 0; i < x.end - x.begin; ++i) {
       uint32_t pixels[kRows];
       for (int j = 0; j < kRows; ++j) std::memcpy(&pixels[j], from + j * step + i * 4, 4);
@@ -211,7 +211,7 @@ struct Decoding {
       for (int t = 0; t < x.count[i]; ++t) sum += read[t] * weights[t];
       uint8_t pixels[4 * kRows];
       StoreRounded(sum, pixels);
-      for (int j = 0; j < kRows; ++j) std::memcpy(to + j * width + i * 4, pixels + j * 4, 4);
+      for (int j = 0; j < kRows; ++j) std::memcpy(to + j * apart + i * 4, pixels + j * 4, 4);
     }
   }
 
