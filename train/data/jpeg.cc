@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #ifdef __AVX512F__
@@ -21,10 +22,15 @@ constexpr int kBits = 22;    // of a weight's fraction, as in Pillow
 constexpr int kRows = 4;     // rows that are resampled together
 constexpr int kMargin = 4;   // columns at each side of a part: fancy upsampling of chroma reads the next sample
 
-typedef int32_t Lanes __attribute__((vector_size(64)));
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
+typedef int16_t Halves __attribute__((vector_size(2 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
 typedef uint32_t Words __attribute__((vector_size(16)));
-typedef int16_t Halves __attribute__((vector_size(32)));
-typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
 
 struct Request {  // the same as jpeg.py's _Request
   const uint8_t* data;
@@ -94,7 +100,26 @@ inline void StoreRounded(Lanes sum, void* to) {
 }
 #endif
 
-const Lanes kHalf = Lanes{} + (1 << (kBits - 1));
+// Sums groups of 16 bytes, each times its weight, and rounds the sums to bytes.
+inline void StoreWeighted(const uint8_t* bytes, size_t step, const int* weights, int count, uint8_t* to) {
+  for (int part = 0; part < 16; part += kLanes) {
+    Lanes sum = Lanes{} + (1 << (kBits - 1));
+    for (int t = 0; t < count; ++t) sum += Widened(bytes + part + t * step) * weights[t];
+    StoreRounded(sum, to + part);
+  }
+}
+
+// Makes columns of 4 rows of 4 pixels.
+inline void Transpose(const uint8_t* from, size_t step, uint8_t* to, size_t apart) {
+  Words rows[4];
+  for (int i = 0; i < 4; ++i) std::memcpy(&rows[i], from + i * step, 16);
+  const Words low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+  const Words a = __builtin_shuffle(rows[0], rows[1], low), b = __builtin_shuffle(rows[2], rows[3], low);
+  const Words c = __builtin_shuffle(rows[0], rows[1], high), d = __builtin_shuffle(rows[2], rows[3], high);
+  const Words columns[4] = {__builtin_shuffle(a, b, first), __builtin_shuffle(a, b, second),
+                            __builtin_shuffle(c, d, first), __builtin_shuffle(c, d, second)};
+  for (int i = 0; i < 4; ++i) std::memcpy(to + i * apart, &columns[i], 16);
+}
 
 struct Decoding {
   jpeg_decompress_struct info{};
@@ -103,8 +128,7 @@ struct Decoding {
   Axis x, y;
   JDIMENSION left = 0, width = 0;  // columns that are decoded
   size_t pitch = 0, stride = 0;    // bytes of a decoded row, and of a row of the result; 4 bytes per pixel
-  std::vector<uint8_t> rows, resampled;
-  std::vector<Lanes> block;  // kRows pixels of each column
+  std::unique_ptr<uint8_t[]> rows, block, resampled;  // not filled with zeros; block: kRows pixels of each column
 
   ~Decoding() { jpeg_destroy_decompress(&info); }
 
@@ -151,9 +175,10 @@ struct Decoding {
     left = std::max(x.begin - kMargin, 0), width = std::min(x.end + kMargin, columns) - left;
     pitch = Padded(columns), stride = Padded(r.window[2]);
     const size_t height = y.end - y.begin;
-    rows.resize(r.down_first ? height * pitch + 16 : std::max(pitch, stride) * kRows + 16);
-    block.resize(x.end - x.begin);
-    resampled.resize(r.down_first ? Padded(x.end - x.begin) * kRows + stride * kRows : (height + kRows) * stride);
+    const size_t part = Padded(x.end - x.begin);
+    rows.reset(new uint8_t[(r.down_first ? height * pitch : std::max(pitch, stride) * kRows) + 16]);
+    block.reset(new uint8_t[part * kRows]);
+    resampled.reset(new uint8_t[r.down_first ? (part + stride) * kRows : (height + kRows) * stride]);
   }
 
   static size_t Padded(size_t pixels) { return (pixels * 4 + 15) / 16 * 16; }
@@ -165,14 +190,14 @@ struct Decoding {
     const size_t first = (x.begin - left) * 4, part = Padded(x.end - x.begin);
     for (int i = 0, count; i < y.end - y.begin; i += count) {
       count = std::min(kRows, y.end - y.begin - i);
-      uint8_t* to = rows.data() + (r.down_first ? i * pitch : 0);
+      uint8_t* to = rows.get() + (r.down_first ? i * pitch : 0);
       for (int j = 0; j < count; ++j)
         if (!Read(r, to + j * pitch)) return false;
       if (!r.down_first) Across(r, to + first, pitch, &resampled[i * stride]);
     }
     for (int i = 0, count; i < r.window[3]; i += count) {
       count = std::min(kRows, r.window[3] - i);
-      uint8_t *lines = resampled.data(), *done = rows.data();
+      uint8_t *lines = resampled.get(), *done = rows.get();
       if (r.down_first) done = lines + part * kRows;
       for (int j = 0; j < count; ++j)
         if (r.down_first) Down(i + j, &rows[first], pitch, part, lines + j * part);
@@ -196,34 +221,21 @@ struct Decoding {
 
   // Resamples kRows rows that begin at column x.begin.
   void Across(const Request& r, const uint8_t* from, size_t step, uint8_t* to) {
-    Lanes* const columns = block.data();
-    const size_t apart = stride;  // a copy, which is not read again after each store
-    for (int i = 0; i < x.end - x.begin; ++i) {
-      uint32_t pixels[kRows];
-      for (int j = 0; j < kRows; ++j) std::memcpy(&pixels[j], from + j * step + i * 4, 4);
-      const Words words = {pixels[0], pixels[1], pixels[2], pixels[3]};
-      columns[i] = Widened(&words);
-    }
-    for (int i = 0; i < r.window[2]; ++i) {
-      const Lanes* const read = columns + x.first[i] - x.begin;
-      const int* const weights = &x.weights[i * x.taps];
-      Lanes sum = kHalf;
-      for (int t = 0; t < x.count[i]; ++t) sum += read[t] * weights[t];
-      uint8_t pixels[4 * kRows];
-      StoreRounded(sum, pixels);
-      for (int j = 0; j < kRows; ++j) std::memcpy(to + j * apart + i * 4, pixels + j * 4, 4);
+    uint8_t* const columns = block.get();
+    for (int i = 0; i < x.end - x.begin; i += 4) Transpose(from + i * 4, step, columns + i * 16, 16);
+    for (int i = 0; i < r.window[2]; i += 4) {
+      alignas(64) uint8_t sums[64];
+      for (int j = i; j < std::min(i + 4, r.window[2]); ++j)
+        StoreWeighted(columns + (x.first[j] - x.begin) * 16, 16, &x.weights[j * x.taps], x.count[j], sums + (j - i) * 16);
+      Transpose(sums, 16, to + i * 4, stride);
     }
   }
 
   // Makes row i of the result from rows that begin with row y.begin.
   void Down(int i, const uint8_t* from, size_t step, size_t bytes, uint8_t* to) const {
-    const int* const weights = &y.weights[i * y.taps];
     from += (y.first[i] - y.begin) * step;
-    for (size_t at = 0; at < bytes; at += 16) {
-      Lanes sum = kHalf;
-      for (int t = 0; t < y.count[i]; ++t) sum += Widened(from + t * step + at) * weights[t];
-      StoreRounded(sum, to + at);
-    }
+    for (size_t at = 0; at < bytes; at += 16)
+      StoreWeighted(from + at, step, &y.weights[i * y.taps], y.count[i], to + at);
   }
 
   template <int kChannels>

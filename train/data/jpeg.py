@@ -2,7 +2,7 @@
 
 It needs a C++ compiler and the headers of libjpeg-turbo, which `libjpeg-dev` installs on Debian and Ubuntu. PIL decodes
 everything else: damaged and unusual files (CMYK, arithmetic coding), and all files where native code is missing. Both
-give the same bits, so a run may move between machines: native code is used only if a test picture has PIL's bits.
+give the same bits, so a run may move between machines: native code is used only if it agrees with PIL on two pictures.
 """
 
 import ctypes
@@ -96,16 +96,25 @@ def _agreeing() -> Any:
     """Returns the library's function; None if there is no library, or if its bits are not PIL's."""
     library = build.library("jpeg", [_SOURCE], _OPTIONS)
     function = getattr(library, "ablate_jpeg", None)
-    return function if function and _agrees(function, 1) and _agrees(function, 2) else None
+    if function and _agrees(function, (150, 120), 1) and _agrees(function, (60, 150), 2, progressive=True):
+        return function
+    return None
 
 
-def _agrees(function: Any, scale: int) -> bool:
-    """Returns whether native code gives PIL's bits for a part of a picture whose colors are subsampled."""
+def _agrees(function: Any, sides: tuple[int, int], scale: int, **options: Any) -> bool:
+    """Returns whether native code gives PIL's bits for a part of a picture whose colors are subsampled.
+
+    Args:
+      function: of the library.
+      sides: width and height of the picture. PIL resamples columns before rows if it is high.
+      scale: of the decoding.
+      **options: of PIL, for writing the picture.
+    """
     levels, file = np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8), io.BytesIO()
-    Image.fromarray(levels).resize((150, 120)).save(file, "jpeg")
-    box = (30.25 / scale, 20.5 / scale, 90 / scale, 100 / scale)
+    Image.fromarray(levels).resize(sides).save(file, "jpeg", **options)
+    box = (0.125 * sides[0] / scale, 20.5 / scale, 0.75 * sides[0] / scale, 100 / scale)
     with Image.open(file) as image:
-        image.draft(None, (150 // scale, 120 // scale))
+        image.draft(None, (sides[0] // scale, sides[1] // scale))
         native = _called(function, image, Part(scale, box, (32, 24), (0, 0, 32, 24), bicubic=True, channels=3))
         expected = np.asarray(image.resize((32, 24), Image.Resampling.BICUBIC, box=box))
         return native is not None and np.array_equal(native, expected)
