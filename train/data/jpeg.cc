@@ -225,8 +225,10 @@ struct Decoding {
     for (int i = 0; i < x.end - x.begin; i += 4) Transpose(from + i * 4, step, columns + i * 16, 16);
     for (int i = 0; i < r.window[2]; i += 4) {
       alignas(64) uint8_t sums[64];
-      for (int j = i; j < std::min(i + 4, r.window[2]); ++j)
-        StoreWeighted(columns + (x.first[j] - x.begin) * 16, 16, &x.weights[j * x.taps], x.count[j], sums + (j - i) * 16);
+      for (int j = i; j < std::min(i + 4, r.window[2]); ++j) {
+        const uint8_t* const read = columns + (x.first[j] - x.begin) * 16;
+        StoreWeighted(read, 16, &x.weights[j * x.taps], x.count[j], sums + (j - i) * 16);
+      }
       Transpose(sums, 16, to + i * 4, stride);
     }
   }
