@@ -82,6 +82,8 @@ models/weights/test_unwrap.py
     test_import_and_export_of_a_file_with_other_channels            1  the other layouts
 train/data/test_hostile.py
     test_a_run_is_not_resumed_with_other_arrays                     2  the other arrays
+train/data/test_jpeg.py
+    test_pil_decodes_where_native_code_is_missing                   1  the other reasons
 train/data/test_prepare.py
     test_a_users_mistake_is_one_line_and_exit_code_2                1  the other mistakes
 train/data/test_text.py

@@ -258,7 +258,8 @@ class _Training:
         memory.give_back()  # of drawing the network
         try:
             with Interruption() as interruption:
-                for number, (count, items) in enumerate(calls):  # the items are read while the last call computes
+                # The items are read while the last call computes
+                for number, (count, items) in enumerate(recorder.fetching(calls)):
                     memory.one_at_a_time(metrics)
                     self._state, metrics = run.train_call(self._state, run.feed.data, items)
                     recorder.add(count, metrics)

@@ -20,6 +20,7 @@ COLUMNS = {  # key of a row: title of its column
     "min_ms": "min ms",
     "images_per_second": "images/s",
     "per_core": "images/s per core",
+    "per_cpu_second": "images per CPU second",
     "epoch_seconds": "s per epoch",
     "accuracy": "accuracy",
     "tflops": "Tflop/s",

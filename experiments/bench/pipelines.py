@@ -69,7 +69,11 @@ def _photographs():
 
 
 def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict[str, Any]]:
-    """Measures JPEGs to random-resized crops at 224, all sides on the same few cores; "per_core" is images/s."""
+    """Measures JPEGs to random-resized crops at 224, all sides on the same few cores.
+
+    "per_core" is images/s; "per_cpu_second" are images per second of one core, where all work is in one process. Ours,
+    torch's and one of tf.data's resize with antialiasing.
+    """
     what, cores = jpegs(folder / "jpegs", tfds_folder), settings.cores
     case = {
         "case": "data",
@@ -81,13 +85,20 @@ def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict
     ours = {**case, "folder": str(folder / "jpegs")}
 
     def dataloader(workers):
-        return Spec(f"torch DataLoader, {workers} workers", "peer", {**case, "workers": workers}, cores=cores)
+        name = f"torch DataLoader, {workers} workers"
+        return Spec(name, "peer", {**case, "workers": workers}, cores=cores, counts_cpu=workers == 0)
+
+    def tf_data(antialias):
+        name, env = f"tf.data, {'antialiased' if antialias else 'not antialiased'}", {"CUDA_VISIBLE_DEVICES": "-1"}
+        return Spec(name, "tf_data", {**case, "antialias": antialias}, env, cores, counts_cpu=True)
 
     specs = [dataloader(cores), dataloader(0)]
     cpu = {"JAX_PLATFORMS": "cpu"}
     specs += [
-        Spec("tf.data", "tf_data", case, {"CUDA_VISIBLE_DEVICES": "-1"}, cores),
-        Spec("ours, threads", "ours", {**ours, "workers": 0}, cpu, cores),
+        tf_data(antialias=False),
+        tf_data(antialias=True),
+        Spec("ours, threads, Pillow alone", "ours", {**ours, "workers": 0}, {**cpu, "CXX": "false"}, cores, True),
+        Spec("ours, threads", "ours", {**ours, "workers": 0}, cpu, cores, True),
         Spec(f"ours, {cores} workers", "ours", {**ours, "workers": cores}, cpu, cores),
     ]
     rows = interleaved(specs, [Call("pass", case["batch"] * case["batches"], 1)], settings, inner=1)

@@ -1,7 +1,8 @@
 """The worker's side of a benchmark: times calls on request. Needs the standard library alone.
 
 A worker answers with lines of JSON: {"ready": its description} when everything is compiled, or {"failed": reason};
-then for each line "CALL COUNT" of its input COUNT lines {"ms": wall time, "preempted": involuntary context switches};
+then for each line "CALL COUNT" of its input COUNT lines {"ms": wall time, "cpu_ms": time of this process on all cores,
+"preempted": involuntary context switches};
 and when its input closes {"peak_mib": of the process, "device_peak_mib": of an accelerator, where it can be read}.
 """
 
@@ -18,29 +19,36 @@ from typing import Any, NamedTuple
 WARM = 10  # batches before a pipeline is timed: its workers have started, and its buffers are used up
 
 
+class Spent(NamedTuple):
+    """Seconds on the clock, and of this process on all cores."""
+
+    seconds: float
+    cpu: float
+
+
 class Served(NamedTuple):
     """The work of a worker.
 
     Attributes:
-      calls: Calls by name. Each ends with its work; it returns None, or the seconds to count instead of its whole time.
+      calls: Calls by name. Each ends with its work; it returns None, or what to count instead of its whole time.
       description: The worker's description of itself.
       device_peak: Returns the peak of the accelerator's memory in bytes, or None.
     """
 
-    calls: Mapping[str, Callable[[], float | None]]
+    calls: Mapping[str, Callable[[], Spent | None]]
     description: Mapping[str, Any] = {}
     device_peak: Callable[[], int | None] = lambda: None
 
 
-def after_warm_up(batches: Iterable[object]) -> float:
-    """Returns the seconds from the end of batch WARM to the end of the last batch."""
+def after_warm_up(batches: Iterable[object]) -> Spent:
+    """Returns what was spent from the end of batch WARM to the end of the last batch."""
     iterator = iter(batches)
     for _ in range(WARM):
         next(iterator)
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     for _ in iterator:
         pass
-    return time.perf_counter() - began
+    return Spent(time.perf_counter() - began, time.process_time() - cpu)
 
 
 def begin(usage: str | None, library: str = "") -> None:
@@ -78,8 +86,11 @@ def work(cases: Mapping[str, Callable[[dict[str, Any]], Served]]) -> None:
         sys.exit(1)
 
 
-def _timed(call: Callable[[], float | None]) -> dict[str, float]:
-    switched, began = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, time.perf_counter()
-    seconds = call()
-    elapsed = time.perf_counter() - began if seconds is None else seconds
-    return {"ms": elapsed * 1e3, "preempted": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switched}
+def _timed(call: Callable[[], Spent | None]) -> dict[str, float]:
+    switched, began, cpu = _preempted(), time.perf_counter(), time.process_time()
+    spent = call() or Spent(time.perf_counter() - began, time.process_time() - cpu)
+    return {"ms": spent.seconds * 1e3, "cpu_ms": spent.cpu * 1e3, "preempted": _preempted() - switched}
+
+
+def _preempted() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

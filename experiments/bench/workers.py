@@ -68,6 +68,7 @@ class Spec(NamedTuple):
       case: The case, in JSON's types.
       env: Variables of its environment.
       cores: Number of cores to which it is confined; 0: all.
+      counts_cpu: Whether its images are also divided by its time on all cores, which is that of one process.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Spec(NamedTuple):
     case: Mapping[str, Any]
     env: Mapping[str, str] = {}
     cores: int = 0
+    counts_cpu: bool = False
 
 
 class Call(NamedTuple):
@@ -256,8 +258,8 @@ def table(
 ) -> list[dict[str, Any]]:
     """Returns one row per call and worker.
 
-    Keys: "what", "who", "side" ("ours", "peer"), "ms" (median per unit), "min_ms", "samples", "images_per_second", and
-    the worker's own numbers ("peak_mib", "device_peak_mib", "params"); "times_first", the speed relative to the first
+    Keys: "what", "who", "side" ("ours", "peer"), "ms" (median per unit), "min_ms", "samples", "images_per_second",
+    "per_cpu_second", and the worker's own numbers ("peak_mib", "device_peak_mib", "params"); "times_first", the speed relative to the first
     worker, and for ours "times_best", the speed relative to the fastest of the peer's. A worker that failed has
     "failed", the reason, instead.
     """
@@ -285,6 +287,9 @@ def table(
             )
             if call.images:
                 of_call[-1]["images_per_second"] = round(1e3 * call.images / median, 1)
+            if spec.counts_cpu:
+                cpu = statistics.median(sample["cpu_ms"] for sample in measured) / call.units
+                of_call[-1]["per_cpu_second"] = round(1e3 * call.images / cpu, 1)
         rows += with_ratios(of_call)
     return rows
 

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from models.errors import UserError
-from train.data import crops
+from train.data import crops, jpeg
 from train.data.crops import Crop, Range
 
 CROPS = ("none", "resize", "random_resized", "whole")
@@ -102,47 +102,52 @@ class Decoder:
             return self._pixels(image, rng, orientation(image) if self.exif == "apply" else 1)
 
     def _pixels(self, image: Image.Image, rng: np.random.Generator | None, turned: int = 1) -> np.ndarray:
+        if self.crop == "none":
+            return _turned(_array(levels(image, self.channels)), turned)
         rng = None if self.crop == "resize" else rng
         whole = rng is None and self._resizes_whole(image.size)
-        image = self._resized_whole(image, turned) if whole else self._cropped_first(image, rng, turned)
-        pixels = np.asarray(image)
-        return pixels[..., None] if self.channels == 1 else pixels
+        return self._resized_whole(image, turned) if whole else self._cropped_first(image, rng, turned)
 
     def _resizes_whole(self, sides: tuple[int, int]) -> bool:
         """Decides whether evaluation resizes a whole picture of (width, height): not if a very long one became huge."""
-        if self.crop == "none" or not (self.exact or self.interpolation == "bicubic"):
+        if not (self.exact or self.interpolation == "bicubic"):
             return False
         return self.crop == "whole" or math.prod(crops.resized(*sides, self.size, self.eval_crop)) <= MOST_PIXELS
 
-    def _cropped_first(self, image: Image.Image, rng: np.random.Generator | None, turned: int) -> Image.Image:
+    def _cropped_first(self, image: Image.Image, rng: np.random.Generator | None, turned: int) -> np.ndarray:
         """Crops first and turns by the EXIF orientation `turned` last, so that a JPEG can still be decoded scaled."""
-        method, swaps, *_ = _TURNS.get(turned, (None, False))
-        box = None
-        if self.crop != "none":
-            width, height = image.size[::-1] if swaps else image.size
-            box = self.box(width, height, rng)
-            # Evaluation decodes at a scale that leaves at least twice the needed pixels per side. Typical ImageNet
-            # images are then decoded in full, as for published results.
-            box = _scaled_decoding(image, _stored(box, image.size, turned), 2 * self.size if rng is None else self.size)
-        image = levels(image, self.channels)
-        if box is not None:
-            image = image.resize((self.size, self.size), INTERPOLATIONS[self.interpolation], box=box)
-        return image if method is None else image.transpose(method)
+        _, swaps, *_ = _TURNS.get(turned, (None, False))
+        width, height = image.size[::-1] if swaps else image.size
+        box = _stored(self.box(width, height, rng), image.size, turned)
+        # Evaluation decodes at a scale that leaves at least twice the needed pixels per side. Typical ImageNet
+        # images are then decoded in full, as for published results.
+        scale, box = _scaled_decoding(image, box, 2 * self.size if rng is None else self.size)
+        return _turned(self._resampled(image, box, (self.size, self.size), (0, 0), scale), turned)
 
-    def _resized_whole(self, image: Image.Image, turned: int) -> Image.Image:
+    def _resized_whole(self, image: Image.Image, turned: int) -> np.ndarray:
         """Resizes the whole upright picture, and crops the center of the result, as torchvision does.
 
         Resampling the crop alone differs in the last bits of the filter's positions, which is up to 12 levels of a
         bicubic pixel at an edge.
         """
-        image, (method, *_) = levels(image, self.channels), _TURNS.get(turned, (None,))
-        image = image if method is None else image.transpose(method)
-        if self.crop == "whole":
-            return image.resize((self.size, self.size), INTERPOLATIONS[self.interpolation])
-        resized = crops.resized(*image.size, self.size, self.eval_crop)
-        left, top = crops.center(resized, self.size)
-        image = image.resize(resized, INTERPOLATIONS[self.interpolation])
-        return image.crop((left, top, left + self.size, top + self.size))
+        method, *_ = _TURNS.get(turned, (None,))
+        image = image if method is None else levels(image, self.channels).transpose(method)
+        resized = (self.size, self.size)
+        if self.crop != "whole":
+            resized = crops.resized(*image.size, self.size, self.eval_crop)
+        return self._resampled(image, (0, 0, *image.size), resized, crops.center(resized, self.size))
+
+    def _resampled(
+        self, image: Image.Image, box: Crop, resized: tuple[int, int], corner: tuple[int, int], scale: int = 1
+    ) -> np.ndarray:
+        """Resizes the box to (width, height), and crops a square at `corner`, by native code if it can, or by PIL."""
+        window = (*corner, self.size, self.size)
+        part = jpeg.Part(scale, box, resized, window, self.interpolation == "bicubic", self.channels)
+        pixels = jpeg.pixels(image, part)
+        if pixels is not None:
+            return pixels
+        image = levels(image, self.channels).resize(resized, INTERPOLATIONS[self.interpolation], box=box)
+        return _array(image)[corner[1] : corner[1] + self.size, corner[0] : corner[0] + self.size]
 
     def box(self, width: int, height: int, rng: np.random.Generator | None = None) -> Crop:
         """Returns the crop of an upright picture, random with `rng`."""
@@ -203,6 +208,19 @@ def _stored(box: Crop, size: tuple[int, int], turned: int) -> Crop:
     if mirrors_y:
         top, bottom = size[1] - bottom, size[1] - top
     return left, top, right, bottom
+
+
+def _turned(pixels: np.ndarray, turned: int) -> np.ndarray:
+    """Turns stored pixels [H, W, C] upright."""
+    _, swaps, mirrors_x, mirrors_y = _TURNS.get(turned, (None, False, False, False))
+    pixels = pixels[:: -1 if mirrors_y else 1, :: -1 if mirrors_x else 1]
+    return np.ascontiguousarray(pixels.swapaxes(0, 1) if swaps else pixels)
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    """Returns the pixels of an image of mode "L" or "RGB", uint8 [H, W, C]."""
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def levels(image: Image.Image, channels: int) -> Image.Image:
@@ -322,12 +340,21 @@ def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> 
         raise UserError(f"{path}: it cannot be decoded: {error}") from None
 
 
-def _scaled_decoding(image: Image.Image, box: Crop, size: int) -> Crop:
-    """Makes PIL decode a JPEG at the smallest scale that leaves `size` pixels of `box`; returns the scaled box."""
+def _scaled_decoding(image: Image.Image, box: Crop, size: int) -> tuple[int, Crop]:
+    """Makes PIL decode a JPEG at the smallest of the scales 1, 1/2, 1/4, 1/8 that leaves `size` pixels of `box`.
+
+    Returns:
+      1 / scale, and the box in the scaled picture.
+    """
     width, height = image.size
     needed = (math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1])))
     if not hasattr(image, "draft") or image.draft(None, needed) is None or image.size == (width, height):
-        return box
+        return 1, box
     # The scale is a power of two. It is not the ratio of the sizes, since the last column or row of blocks may be cut
     scale = 2 ** round(math.log2(width / image.size[0]))
-    return box[0] / scale, box[1] / scale, min(box[2] / scale, image.size[0]), min(box[3] / scale, image.size[1])
+    return scale, (
+        box[0] / scale,
+        box[1] / scale,
+        min(box[2] / scale, image.size[0]),
+        min(box[3] / scale, image.size[1]),
+    )

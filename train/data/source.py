@@ -206,7 +206,7 @@ class Source(Protocol):
           {"image": uint8 [B, H, W, C], "label": int32 [B, *label_shape], "mask": float32 [B], "skipped": int64 [S]}.
           "skipped" has the indices of images that could not be decoded.
         """
-        images = np.zeros((len(indices), *self.image_shape), np.uint8)
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.zeros((len(indices), *self.label_shape), np.int32)
         mask = np.ones(len(indices), np.float32)
         skipped = []
@@ -223,7 +223,7 @@ class Source(Protocol):
                     other = self._next_readable(int(index), generator)
                     images[row], labels[row] = other["image"], other["label"]
                 else:
-                    mask[row] = 0
+                    images[row], mask[row] = 0, 0
         return {"image": images, "label": labels, "mask": mask, "skipped": np.array(skipped, np.int64)}
 
     def arrays(self, threads: int = 4, replace: bool = False) -> Batch:

@@ -147,15 +147,16 @@ def _iterate(batches: _Batches, workers: int) -> Iterator[Batch]:
             grain.MultiprocessingOptions(num_workers=min(workers, max(1, len(batches))), per_worker_buffer_size=_AHEAD),
             worker_init_fn=_start_worker,
         )
-    return _until_closed(dataset)
+    return _until_closed(dataset, shared=workers > 0)
 
 
-def _until_closed(dataset: "grain.IterDataset") -> Iterator[Batch]:
+def _until_closed(dataset: "grain.IterDataset", shared: bool) -> Iterator[Batch]:
     iterator = iter(dataset)
     try:
         for batch in iterator:
             # A worker's arrays are in shared memory that is freed with them; copies may outlive the stream
-            yield {key: np.array(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}
+            copied = [key for key, value in batch.items() if shared and isinstance(value, np.ndarray)]
+            yield {**batch, **{key: np.array(batch[key]) for key in copied}}
             del batch
     finally:
         iterator.close()

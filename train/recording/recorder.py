@@ -2,9 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,12 @@ from models.errors import UserError
 from train import evaluate
 from train.optim.parameters import named, parameter_name
 from train.recording.tracking import Tracking
+from train.recording.waiting import Waiting
 from train.state import TrainState
 from train.storage import events, workdir
 
+T = TypeVar("T")
+SHOWN_WAIT = 0.05  # share of the time spent waiting for data from which on they show it, as "data 23%"
 SHOWN = ("loss", "accuracy", "hit", "learning_rate")  # metrics that the progress bar and log lines show
 
 
@@ -100,6 +103,7 @@ class Recorder:
         }
         self._step, self._logged = step, before["logged"]
         self._pending, self._since, self._steps_timed, self._seconds_timed = None, None, 0, 0.0
+        self._waiting, self._seconds_waited = Waiting(), 0.0
         self._compiled: set[int] = set()  # numbers of steps per dispatch for which a program has been compiled
         self.first_step: float | None = None  # when the first dispatch of this process finished, by time.time()
         self._bar = rich.progress.Progress(
@@ -124,6 +128,15 @@ class Recorder:
         """Duration of all steps of the training at `examples_per_second`; NaN if that is NaN."""
         return self._total * self._batch_size / self.examples_per_second
 
+    @property
+    def data_share(self) -> float:
+        """Share of the time of `examples_per_second` in which the devices waited for data; NaN if that is NaN."""
+        return self._seconds_waited / self._seconds_timed if self._steps_timed else float("nan")
+
+    def fetching(self, calls: Iterable[T]) -> Iterator[T]:
+        """Yields the items of dispatches, and measures for how long the devices wait for them."""
+        return self._waiting.fetching(calls)
+
     def resume(self) -> None:
         """Restarts the clock after evaluation or saving, so that their time does not count in examples/s."""
         self._since = time.perf_counter()
@@ -140,6 +153,7 @@ class Recorder:
         self.flush(timed=count in self._compiled)  # otherwise the time since then includes compiling a new program
         self._compiled.add(count)
         self._pending = (count, metrics)
+        self._waiting.dispatched(metrics)
 
     def flush(self, timed: bool = True) -> None:
         """Waits for the stored metrics and processes them; if `timed`, their time counts in examples/s."""
@@ -148,11 +162,13 @@ class Recorder:
         count, metrics = self._pending
         self._pending = None
         metrics = jax.tree.map(np.asarray, dict(metrics))
+        waited = self._waiting.take()
         if self._since is None:  # the first dispatch, which was compiled before it ran
             self.first_step = time.time()
         elif timed:
             self._seconds_timed += time.perf_counter() - self._since
             self._steps_timed += count
+            self._seconds_waited += waited
         self.resume()
         for name in ("loss", "gradient_norm"):
             values = metrics[name][0]
@@ -186,7 +202,8 @@ class Recorder:
     def _describe(self, values: Mapping[str, Any]) -> str:
         text = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
         speed = self.examples_per_second
-        return text + (f"  {speed:,.0f} {self._unit}/s" if speed == speed else "")
+        text += f"  {speed:,.0f} {self._unit}/s" if speed == speed else ""
+        return text + (f"  data {self.data_share:.0%}" if self.data_share >= SHOWN_WAIT else "")
 
     def _left(self) -> str:
         speed = self.examples_per_second
@@ -217,6 +234,7 @@ class Recorder:
     def close(self) -> None:
         """Stops the progress bar and closes the files, once; ignores errors of the file system."""
         self._bar.stop()
+        self._waiting.close()
         files, self._files = self._files, []
         for file in files:
             with contextlib.suppress(OSError):

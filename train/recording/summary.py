@@ -46,7 +46,7 @@ SCHEMA = {
         "versions": {"type": "object"},
     },
 }
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
 
 def commit() -> str:
