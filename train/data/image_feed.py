@@ -29,6 +29,8 @@ class ImageFeed:
       image_shape: (H, W, C) of the network's input.
       decoder: decodes the files of test images.
       background: of the training images, see `train.data.background`.
+      mean: subtracted from pixels in [0, 1], per channel or one for all.
+      std: by which they are divided then.
       notes: lines to print when the run starts, about images that were skipped and splits that overlap.
     """
 
@@ -40,6 +42,8 @@ class ImageFeed:
     label_shape: tuple[int, ...]
     decoder: decode.Decoder
     background: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __init__(
         self,
@@ -92,7 +96,8 @@ class ImageFeed:
                 f"data.source={config.source} have several"
             )
         self._mirrors = "mirrored" in augmentation.entries
-        normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
+        self.mean, self.std = config.mean, config.std
+        normalize = functools.partial(augment.normalize, mean=self.mean, std=self.std)
 
         def prepare(key, batch, first):
             batch = augmentation(key, batch, first)

@@ -69,14 +69,14 @@ def measure(run: Run, mult_adds: int) -> Measured:
     count, items = next(calls)
     shapes = _shapes(items)
     train_call: Any = run.train_call  # of jit or pmap
-    compiled = train_call.lower(state, run.feed.data, items).compile()
-    state, metrics = compiled(state, run.feed.data, items)
+    compiled = train_call.lower(state, run.data, items).compile()
+    state, metrics = compiled(state, run.data, items)
     jax.block_until_ready(metrics)
     since = time.perf_counter()
     first, steps, dispatches = since - start, 0, 0
     for count, items in calls:
         if _shapes(items) == shapes:  # the others would be compiled anew: a shorter last call, longer sentences
-            state, metrics = compiled(state, run.feed.data, items)
+            state, metrics = compiled(state, run.data, items)
             steps, dispatches = steps + count, dispatches + 1
     jax.block_until_ready(metrics)
     mean = (time.perf_counter() - since) / steps if steps else None
