@@ -21,7 +21,8 @@ parameters and mult-adds.
     python -m models resnet50
 
 A pattern is one of file names: * stands for any text, ? for one letter. One network is listed with its fields, which
---config.model.FIELD=VALUE and models.create(NAME, FIELD=VALUE) set, and with its maps (models.pyramid). `python -m models.analysis NAME` has its layers.
+--config.model.FIELD=VALUE and models.create(NAME, FIELD=VALUE) set, and with its maps (models.pyramid).
+`python -m models.analysis NAME` has its layers.
 """
 TABLE = Path(__file__).with_name("networks.csv")  # written by `make report`, because counting costs takes minutes
 COLUMNS = ("name", "source", "weights of", "input", "parameters", "mult-adds")

@@ -63,7 +63,7 @@ class Pyramid(NamedTuple):
           **kwargs: keyword arguments of `model.apply` that do not change its result, e.g. `train=False`.
         """
         _, activations = capture(self.model, variables, images, names=self.names, **kwargs)
-        return {name: _map(activations[name], images.shape[1:3]) for name in self.names}
+        return {name: _map(activations[name], images.shape[1], images.shape[2]) for name in self.names}
 
 
 @functools.lru_cache(256)
@@ -105,7 +105,7 @@ def _shapes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, ..
     return shapes
 
 
-def _grid(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int, int] | None:
+def _grid(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, int, int] | None:
     """Returns height, width and the number of extra tokens of an activation, or None if it has no positions.
 
     Args:
@@ -123,7 +123,7 @@ def _grid(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int, int]
     return None
 
 
-def _map(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def _map(x: jax.Array, *size: int) -> jax.Array:
     """Returns an activation as a map [N, h, w, C], without its class token."""
     if x.ndim == 4:
         return x

@@ -94,10 +94,8 @@ class Teacher(NamedTuple):
         """Returns images [N, H, W, C], normalized by `mean` and `std`, as the teacher's normalization has them."""
         if self.images is None or (tuple(self.images.mean), tuple(self.images.std)) == (tuple(mean), tuple(std)):
             return images
-        own_mean, own_std, mean, std = (
-            np.asarray(x, np.float32) for x in (self.images.mean, self.images.std, mean, std)
-        )
-        return images * (std / own_std) + (mean - own_mean) / own_std
+        theirs, ours = ([np.asarray(x, np.float32) for x in pair] for pair in (self.images[1:], (mean, std)))
+        return images * (ours[1] / theirs[1]) + (ours[0] - theirs[0]) / theirs[1]
 
 
 def load(where: str, dtype: Any = None) -> Teacher:

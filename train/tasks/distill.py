@@ -79,11 +79,17 @@ class Distill(Classify):
         super().__init__(model, num_classes, config, to_steps, views=views)
         self._where, self._temperature, self._weight, self._hard = teacher, temperature, weight, hard
         self._pairs, self._attention = _pairs(features), attention
+        self._teacher: Any = None  # opened by training alone
 
     def constants(self, feed):
         """Opens the teacher, checks that it fits the data and the student, and returns its variables."""
-        self._teacher = teacher = teachers.load(self._where, getattr(self.model, "dtype", None))
-        shape = feed.image_shape
+        if self._teacher is None:
+            self._teacher = self._fitted(feed)
+        return self._teacher.variables
+
+    def _fitted(self, feed):
+        """Returns the teacher, after checks that it fits the data and the student."""
+        teacher, shape = teachers.load(self._where, getattr(self.model, "dtype", None)), feed.image_shape
         if line := teacher.check(shape, feed.classes):
             print(line, file=sys.stderr)
         drawn = jax.eval_shape(lambda key: models.initialize(self.model, key, feed.inputs), jax.random.key(0))
@@ -92,7 +98,7 @@ class Distill(Classify):
         for theirs in self._pairs.values():
             _grid("the teacher", teacher.outline(shape), theirs)
         self._normalization = feed.mean, feed.std
-        return teacher.variables
+        return teacher
 
     def annotated(self, constants, batch):
         """Returns a batch with the teacher's logits, and its attention at each position of the student's endpoints."""
