@@ -1,10 +1,12 @@
 """Estimates of a run's memory and time, made by compiling its training step and running it a few times."""
 
+import functools
 import time
 from typing import Any, NamedTuple
 
 import jax
 
+from models.analysis.cost import analyze
 from train.run import Run
 
 DISPATCHES = (2, 20)  # fewest and most that are timed
@@ -39,8 +41,18 @@ def cost(run: Run, mult_adds: int) -> tuple[int, int]:
       run: the run.
       mult_adds: of one forward pass of one example.
     """
-    step = PASSES * mult_adds * run.config["batch_size"]
+    step = (PASSES * mult_adds + of_teacher(run)) * run.config["batch_size"]
     return step * run.config["steps_per_call"] // len(run.parallel.devices), step * run.total
+
+
+def of_teacher(run: Run) -> int:
+    """Returns the mult-adds of one image in the task's teacher, forward; 0 without one."""
+    return _forward(run.task.teacher.model, run.feed.inputs) if run.constants and run.task.teacher else 0
+
+
+@functools.cache
+def _forward(model: Any, inputs: Any) -> int:
+    return analyze(model, inputs).mult_adds
 
 
 def is_cheap(run: Run, mult_adds: int) -> bool:

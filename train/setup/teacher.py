@@ -39,6 +39,7 @@ class Teacher(NamedTuple):
 
     Attributes:
       where: the path or name that it was loaded from.
+      name: the name of the network.
       model: the flax module.
       variables: its variables, numpy arrays.
       images: what it was trained on; None if that is not known.
@@ -46,6 +47,7 @@ class Teacher(NamedTuple):
     """
 
     where: str
+    name: str
     model: nn.Module
     variables: dict[str, Any]
     images: Images | None
@@ -127,7 +129,9 @@ def load(where: str, dtype: Any = None) -> Teacher:
         raise UserError(f"{KEY}={where}, a {source.name}, does not fit its own network: {lines}") from None
     except UserError as error:
         raise UserError(f"{KEY}={where}: {error}") from None
-    return Teacher(str(where), model, jax.tree.map(np.asarray, variables), images, _labels(facts.get("labels")))
+    return Teacher(
+        str(where), source.name, model, jax.tree.map(np.asarray, variables), images, _labels(facts.get("labels"))
+    )
 
 
 def _images(facts: Any) -> Images | None:

@@ -22,11 +22,13 @@ class Task(Protocol):
       model: the flax module.
       headline: name of the metric that decides which checkpoint is best; higher is better.
       multi_label: whether an image can have several classes.
+      teacher: a network whose outputs the loss reads, a `train.setup.teacher.Teacher`, once `constants` has opened it.
     """
 
     model: Any  # nn.Module; families have fields of their own
     headline: str
     multi_label: bool = False
+    teacher: Any = None
 
     def init(self, key: jax.Array, inputs: Any) -> tuple[Any, Any]:
         """Returns the model's variables and the task's state, for `inputs` as `models.initialize` takes them."""

@@ -79,13 +79,12 @@ class Distill(Classify):
         super().__init__(model, num_classes, config, to_steps, views=views)
         self._where, self._temperature, self._weight, self._hard = teacher, temperature, weight, hard
         self._pairs, self._attention = _pairs(features), attention
-        self._teacher: Any = None  # opened by training alone
 
     def constants(self, feed):
         """Opens the teacher, checks that it fits the data and the student, and returns its variables."""
-        if self._teacher is None:
-            self._teacher = self._fitted(feed)
-        return self._teacher.variables
+        if self.teacher is None:
+            self.teacher = self._fitted(feed)
+        return self.teacher.variables
 
     def _fitted(self, feed):
         """Returns the teacher, after checks that it fits the data and the student."""
@@ -102,8 +101,8 @@ class Distill(Classify):
 
     def annotated(self, constants, batch):
         """Returns a batch with the teacher's logits, and its attention at each position of the student's endpoints."""
-        images = self._teacher.seen(batch["image"], *self._normalization)
-        logits, maps = capture(self._teacher.model, constants, images, names=set(self._pairs.values()), train=False)
+        images = self.teacher.seen(batch["image"], *self._normalization)
+        logits, maps = capture(self.teacher.model, constants, images, names=set(self._pairs.values()), train=False)
         attention = {ours: _attention(maps[theirs], self._sizes[ours]) for ours, theirs in self._pairs.items()}
         return {**batch, _LOGITS: logits, _MAPS: attention}
 
