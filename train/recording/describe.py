@@ -122,7 +122,7 @@ def _estimates(run: Run, cost: Complexity) -> dict[str, str]:
     if taught:
         size = sum(leaf.size for leaf in jax.tree.leaves(run.constants))
         facts["teacher"] = (
-            f"{run.task.teacher.name}: {size:,} weights, {_mebibytes(4 * size)} per device; {short(taught)} mult-adds "
+            f"{run.task.teacher.name}: {_mebibytes(4 * size)} per device; {short(taught)} mult-adds "
             f"per {one}, forward only"
         )
     state = _mebibytes(run.parallel.bytes_per_device(run.state))

@@ -15,7 +15,6 @@ from models.explain import method
 from train.data import imagenet
 from train.setup import pretrained
 
-KEY = "teacher"
 _TASKS = ("classify", "distill")  # whose networks return logits, one class per image
 _SHOWN = 3  # mismatched arrays that an error lists
 
@@ -64,7 +63,9 @@ class Teacher(NamedTuple):
             return method.outline(self.model, self.variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
         except (UserError, TypeError, ValueError) as error:  # of any layer that needs other sizes
             reason = str(error).splitlines()[0]
-            raise UserError(f"{KEY}={self.where} does not take images of {_size(shape)} ({reason}){trained}") from None
+            raise UserError(
+                f"teacher={self.where} does not take images of {_size(shape)} ({reason}){trained}"
+            ) from None
 
     def check(self, shape: Sequence[int], classes: Sequence[str]) -> str:
         """Checks that the teacher fits data; returns a warning if it was trained on other sizes, or "".
@@ -78,18 +79,20 @@ class Teacher(NamedTuple):
         """
         if self.images and self.images.shape[-1] != shape[-1]:
             raise UserError(
-                f"{KEY}={self.where} takes images with {self.images.shape[-1]} channels, but the data have "
+                f"teacher={self.where} takes images with {self.images.shape[-1]} channels, but the data have "
                 f"{shape[-1]}: set data.channels"
             )
         count = self.outline(shape).classes
         if count != len(classes):
-            raise UserError(f"{KEY}={self.where} has {count} classes, but the data have {len(classes)}")
+            raise UserError(f"teacher={self.where} has {count} classes, but the data have {len(classes)}")
         if difference := _difference(self.labels or (), classes):
-            raise UserError(f"{KEY}={self.where} has other classes than the data: {difference}")
+            raise UserError(f"teacher={self.where} has other classes than the data: {difference}")
         if self.images is None:
-            return f"warning: {KEY}={self.where} does not say how its images are normalized; it sees those of the data"
+            return (
+                f"warning: teacher={self.where} does not say how its images are normalized; it sees those of the data"
+            )
         if self.images.shape[:2] != tuple(shape[:2]):
-            return f"warning: {KEY}={self.where} was trained on {_size(self.images.shape)} and sees {_size(shape)}"
+            return f"warning: teacher={self.where} was trained on {_size(self.images.shape)} and sees {_size(shape)}"
         return ""
 
     def seen(self, images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -110,15 +113,15 @@ def load(where: str, dtype: Any = None) -> Teacher:
     Raises:
       UserError: there is no such network, it is damaged, or it does not classify one label per image.
     """
-    source = pretrained.load(where, KEY)
+    source = pretrained.load(where, "teacher")
     facts = source.facts
     task = facts.get("task", "classify")
     if task.partition("(")[0].strip() not in _TASKS and ".py:" not in task:
-        raise UserError(f"{KEY}={where} was trained by task {task}; allowed: {', '.join(_TASKS)}")
+        raise UserError(f"teacher={where} was trained by task {task}; allowed: {', '.join(_TASKS)}")
     if facts.get("head") == "drawn":
-        raise UserError(f"{KEY}={where} has no classes: it is an encoder without a head")
+        raise UserError(f"teacher={where} has no classes: it is an encoder without a head")
     if source.name is None:
-        raise UserError(f"{KEY}={where} does not name its network; import it by python -m models.weights import")
+        raise UserError(f"teacher={where} does not name its network; import it by python -m models.weights import")
     try:
         model = models.create(source.name, **{**facts.get("fields", {}), "dtype": dtype})
         images = _images(facts.get("images"))
@@ -126,9 +129,9 @@ def load(where: str, dtype: Any = None) -> Teacher:
         variables = weights.from_arrays(model, source.arrays, "ablate", inputs=inputs)
     except weights.Mismatch as error:
         lines = "; ".join(error.lines[:_SHOWN])
-        raise UserError(f"{KEY}={where}, a {source.name}, does not fit its own network: {lines}") from None
+        raise UserError(f"teacher={where}, a {source.name}, does not fit its own network: {lines}") from None
     except UserError as error:
-        raise UserError(f"{KEY}={where}: {error}") from None
+        raise UserError(f"teacher={where}: {error}") from None
     return Teacher(
         str(where), source.name, model, jax.tree.map(np.asarray, variables), images, _labels(facts.get("labels"))
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import models
-from models.errors import choice_error
+from models.errors import UserError, choice_error
 from models.explain import method
 from models.layers.endpoint import capture
 from train.setup import teacher as teachers
@@ -155,7 +155,7 @@ def _grid(whose: str, outline: method.Outline, name: str) -> tuple[int, int]:
     """Returns height and width of an endpoint; raises UserError if it has no positions, or there is none."""
     grids = {endpoint: size for endpoint, shape in outline.endpoints.items() if (size := method.grid(shape))}
     if name not in grids:
-        raise choice_error(f"features of distill: endpoint with positions of {whose}", name, grids)
+        raise UserError(f"features of distill: {choice_error(f'endpoint with positions of {whose}', name, grids)}")
     height, width, _ = grids[name]
     return height, width
 
