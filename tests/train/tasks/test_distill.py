@@ -189,14 +189,14 @@ def test_imported_weights_teach(tmp_path, capsys):
     _, metrics = step(config(vit, "features='stage2:block0'"))  # 16 tokens after a class token
     assert metrics["attention"] > 0 and not capsys.readouterr().err
     size = imported(tmp_path, fields={"width": 4})
-    build_run(config(size, data__image_size=6))
+    build_run(config(size, data__image_size=6, data__crop="resize"))
     assert f"{size} was trained on 8 x 8 x 1 and sees 6 x 6 x 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("weight=1.5",), r"weight=1.5 must be in \[0, 1\]; usage: distill\(\*, teacher"),
+        (("weight=1.5",), r"weight=1.5 must be in \[0, 1\]; usage: distill\(teacher: str"),
         (("temperature=0.0",), "temperature=0.0 must be above 0"),
         (("hard=True", "temperature=2.0"), "hard=True uses the teacher's class"),
         (("attention=-1.0",), "attention=-1.0 must be above 0"),
@@ -222,7 +222,7 @@ def test_teachers_that_do_not_fit_are_one_line(teacher, tmp_path):
         tmp_path, "vit_tiny_patch16", fields={"patch_size": 2, "width": 24, "depth": 1, "heads": 2, "mlp_width": 32}
     )
     with pytest.raises(UserError, match="does not take images of 16 x 16 x 1 .*; it was trained on 8 x 8 x 1"):
-        build_run(config(vit, data__image_size=16))
+        build_run(config(vit, data__image_size=16, data__crop="resize"))
     labels = [*"012345678", "ten"]
     with pytest.raises(UserError, match="has no classes: it is an encoder without a head"):
         build_run(config(imported(tmp_path, labels=labels, head="drawn")))
