@@ -58,7 +58,8 @@ def base() -> ConfigDict:
     # The task decides what is trained and with which loss (train/tasks).
     c.task = ConfigDict()
     # Task, with its arguments: classify(views=ten_crops) or another of train/tasks/views.py, classify(loss=bce,
-    # threshold=0.0), gated(weight=2.0), policy(penalty=5.0, curriculum='50%', joint=False).
+    # threshold=0.0), gated(weight=2.0), policy(penalty=5.0, curriculum='50%', joint=False),
+    # distill(teacher='runs/large', temperature=4.0, weight=0.9).
     c.task.name = "classify"
     # Share of the target that is spread over all classes.
     c.task.label_smoothing = 0.0

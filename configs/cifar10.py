@@ -21,6 +21,11 @@ recipe=brief is meant to bring ResNet-20 to 91% within a minute on an accelerato
 bfloat16. The learning rate rises and falls once (as in Smith 2018, arXiv 1708.07120), with Nesterov momentum and weight
 decay 5e-4 (as in Zagoruyko 2016, arXiv 1605.07146). It has not been measured yet.
 
+    python -m train --config=configs/cifar10.py:resnet8,teacher=runs/resnet20 --workdir=runs/distilled
+
+With a teacher, a trained network that init_from would take, the network learns from its outputs, too (distill of Hinton
+2015; docs/distillation.md).
+
 speedrun is airbench94 (Jordan 2024, arXiv 2404.00498; code KellerJordan/cifar10-airbench, airbench94.py), which takes
 seconds on one accelerator. Published: 94.01% on average, in 3.83 s of training on an A100 (3.29 s when compiled by
 torch.compile).
@@ -32,8 +37,13 @@ from configs.base import CIFAR10, arguments, base
 
 
 def get_config(text: str = ""):
-    """Takes the arguments model (or speedrun), norm, data, recipe (he | brief); for speedrun batch, width, epochs."""
-    a = arguments(text, model="resnet20", norm="batch", data="cifar10", recipe="he", batch=1024, width=64, epochs=9.9)
+    """Takes the arguments model (or speedrun), norm, data, recipe (he | brief), teacher, and batch, width, epochs.
+
+    The last three are of speedrun. With a teacher, a run or weights by name, the network learns by distillation.
+    """
+    a = arguments(
+        text, model="resnet20", norm="batch", data="cifar10", recipe="he", teacher="", batch=1024, width=64, epochs=9.9
+    )
     c = base()
     if a.recipe not in ("he", "brief"):
         raise ValueError(f"unknown recipe '{a.recipe}'; allowed: he, brief")
@@ -77,6 +87,9 @@ def _brief(c):
 
 
 def _cifar(c, a):
+    if a.teacher:
+        views = ", views=mirror_shift" * (a.model == "speedrun")
+        c.task.name = f"distill(teacher='{a.teacher}'{views})"
     c.data.source = f"tfds:{a.data}"
     c.data.update(CIFAR10)
     return c

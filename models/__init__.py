@@ -229,6 +229,30 @@ def load(
     return hub.load(where, new=new, seed=seed, **fields)
 
 
+def pyramid(model: nn.Module) -> Any:
+    """Returns the maps of a network that detection and segmentation read, one for each stride, from fine to coarse.
+
+      pyramid = models.pyramid(models.create("resnet50"))
+      pyramid.strides, pyramid.channels, pyramid.names   # (4, 8, 16, 32), (256, 512, 1024, 2048), ("stage1", …)
+      maps = pyramid.features(variables, images)         # {"stage1": [N, H / 4, W / 4, 256], …}
+
+    Each is the last endpoint of its stride, before a convolution that widens it for the head alone. A Vision
+    Transformer has one stride; its tokens become a map. Nothing is computed.
+
+    Args:
+      model: A network from `create`.
+
+    Returns:
+      A `models.feature_pyramid.Pyramid`.
+
+    Raises:
+      UserError: The network does not take images, or none of its endpoints has positions.
+    """
+    from models import feature_pyramid  # it is seldom needed
+
+    return feature_pyramid.of(model)
+
+
 def abstract(inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Returns shapes and types of a model's inputs; a plain shape stands for float32 images."""
     if all(isinstance(x, jax.ShapeDtypeStruct) for x in inputs) and inputs:

@@ -1,5 +1,6 @@
 """Lists networks with their sources and costs. See --help."""
 
+import contextlib
 import csv
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ parameters and mult-adds.
     python -m models resnet50
 
 A pattern is one of file names: * stands for any text, ? for one letter. One network is listed with its fields, which
---config.model.FIELD=VALUE and models.create(NAME, FIELD=VALUE) set. `python -m models.analysis NAME` has its layers.
+--config.model.FIELD=VALUE and models.create(NAME, FIELD=VALUE) set, and with its maps (models.pyramid).
+`python -m models.analysis NAME` has its layers.
 """
 TABLE = Path(__file__).with_name("networks.csv")  # written by `make report`, because counting costs takes minutes
 COLUMNS = ("name", "source", "weights of", "input", "parameters", "mult-adds")
@@ -48,7 +50,14 @@ def _act(options: flags.FlagValues, arguments: list[str]) -> None:
     cells = [[rows.get(name, {"name": name}).get(column, "") for column in COLUMNS] for name in names]
     console = command.console(width=None if sys.stdout.isatty() else 160)
     console.print(terminal_table(COLUMNS, cells, texts=4))
-    console.print(f"fields: {', '.join(models.fields(names[0]))}" if len(names) == 1 else f"{len(names)} networks")
+    if len(names) > 1:
+        console.print(f"{len(names)} networks")
+        return
+    console.print(f"fields: {', '.join(models.fields(names[0]))}")
+    with contextlib.suppress(UserError):  # a network without maps has none
+        levels = models.pyramid(models.create(names[0])).levels
+        maps = ", ".join(f"{level.name} {level.stride} x {level.channels}" for level in levels)
+        console.print(f"maps, stride x channels: {maps}", soft_wrap=True)
 
 
 def main(argv: Sequence[str]) -> int:

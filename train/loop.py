@@ -11,13 +11,14 @@ from typing import Any, cast
 import jax
 import rich.console
 
+from models import weights
 from models.errors import UserError
 from train.devices import memory, multihost
 from train.interruption import Interruption
 from train.recording import summary, tracking
 from train.recording.recorder import Recorder, check_finite, check_finite_shards
 from train.run import Run, build_run
-from train.setup import extension
+from train.setup import extension, pretrained
 from train.setup.config import Config, difference, plain
 from train.state import TrainState
 from train.storage import checkpoint
@@ -93,6 +94,8 @@ def _record(run: Run) -> dict[str, Any]:
     record = run.feed.record()
     if run.start:
         record["arrays of init_from"] = run.start
+    if run.constants:
+        record["arrays that task.name reads"] = pretrained.digest(weights.flatten(run.constants))
     if run.prune and run.prune.file:
         record["file of optimizer.prune"] = sha256(fetched(run.prune.file))[:16]
     return record
@@ -261,7 +264,7 @@ class _Training:
                 # The items are read while the last call computes
                 for number, (count, items) in enumerate(recorder.fetching(calls)):
                     memory.one_at_a_time(metrics)
-                    self._state, metrics = run.train_call(self._state, run.feed.data, items)
+                    self._state, metrics = run.train_call(self._state, run.data, items)
                     recorder.add(count, metrics)
                     interrupted = interruption.noted(number)
                     paused = self._after_call(count, bool(interrupted))

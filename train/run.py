@@ -76,6 +76,17 @@ class Network:
         return jax.eval_shape(lambda key: self.task.init(key, self.feed.inputs), jax.random.key(0))
 
     @functools.cached_property
+    def constants(self) -> Any:
+        """Arrays that the task's loss reads and nothing changes, as numpy arrays; {} for most tasks."""
+        return self.task.constants(self.feed)
+
+    @functools.cached_property
+    def data(self) -> dict[str, Any]:
+        """Arrays that stay on the devices during training: a resident data set, and the constants of the task."""
+        constants = {step.CONSTANTS: self.parallel.replicate(self.constants)} if self.constants else {}
+        return {**self.feed.data, **constants}
+
+    @functools.cached_property
     def evaluation_call(self) -> Callable[..., Any]:
         """`train.step.evaluation_call`, lifted over the devices."""
         return self.parallel.lift_evaluation(
@@ -345,5 +356,5 @@ def _trace(run: Run) -> None:
     """Traces both programs without computing, so that mismatched shapes raise errors before anything is written."""
     training_items, evaluation_items = run.feed.shapes()
     for items in training_items:
-        jax.eval_shape(run.train_call, run.state, run.feed.data, items)
+        jax.eval_shape(run.train_call, run.state, run.data, items)
     jax.eval_shape(run.evaluation_call, run.state, {}, evaluation_items)

@@ -12,6 +12,8 @@ from train.devices.fsdp import AXIS, LocalShards, Shards
 from train.state import TrainState
 from train.tasks.base import Metrics, Task
 
+CONSTANTS = "constants"  # name of `Task.constants` among the arrays that stay on the devices
+
 
 def gradients(
     state: TrainState,
@@ -21,6 +23,7 @@ def gradients(
     prepare: Callable[..., dict[str, jax.Array]],
     accumulate: int = 1,
     shards: LocalShards | None = None,
+    constants: Any = None,
 ) -> tuple[Any, tuple[Metrics, Any, Any]]:
     """Computes the gradients of one device's examples and averages them over the devices.
 
@@ -32,6 +35,7 @@ def gradients(
       accumulate: number of parts that the examples are split into; normalization sees one part at a time, and
         gradients are averaged over the parts.
       shards: how parameters are sharded over the devices; None where they are replicated.
+      constants: `Task.constants`, replicated; None where the task has none.
 
     Returns:
       Gradients, sharded as the parameters are, and (metrics, model_state, task_state), which are equal on all devices.
@@ -47,6 +51,8 @@ def gradients(
 
     def one_part(carry, part):
         index, examples = part
+        if constants:
+            examples = task.annotated(constants, examples)
         gradient = jax.value_and_grad(loss, has_aux=True)
         (_, (metrics, model_state, task_state)), grads = gradient(
             state.params, *carry, examples, jax.random.fold_in(model_key, index), state.step
@@ -140,7 +146,7 @@ def train_call(
 
     Args:
       state: replicated or, with `shards`, sharded.
-      data: arrays that stay on the device (a resident data set), or {}.
+      data: arrays that stay on the device: those of `Feed.data`, and `Task.constants` as "constants" if there are any.
       items: leaves [k, B / D, …] or, with `shards`, [k, B, …].
       gather: (data, item) -> batch of one step.
       task: see `gradients`.
@@ -154,7 +160,9 @@ def train_call(
     """
 
     def compute(state, data, item, **local):
-        return gradients(state, gather(data, item), task=task, prepare=prepare, accumulate=accumulate, **local)
+        local["constants"] = data.get(CONSTANTS)
+        batch = gather({name: array for name, array in data.items() if name != CONSTANTS}, item)
+        return gradients(state, batch, task=task, prepare=prepare, accumulate=accumulate, **local)
 
     def one(state, item):
         if shards is None:

@@ -185,7 +185,7 @@ def loop_steps(case: dict) -> Served:
     def take(count):
         for _ in range(count // unit):
             done, items = next(calls)
-            state[0], computed = run.train_call(state[0], run.feed.data, items)
+            state[0], computed = run.train_call(state[0], run.data, items)
             recorder.add(done, computed)
         recorder.flush()
 

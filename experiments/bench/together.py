@@ -65,11 +65,11 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
 
     def apart():
         return jax.block_until_ready(
-            [alone(state, first.feed.data, item) for state, item in zip(states, items, strict=True)]
+            [alone(state, first.data, item) for state, item in zip(states, items, strict=True)]
         )
 
     def at_once():
-        return jax.block_until_ready(together(stacked, first.feed.data, stacked_items))
+        return jax.block_until_ready(together(stacked, first.data, stacked_items))
 
     calls = {"apart": apart, "together": at_once}
     compiling = medians(calls, 1)

@@ -33,10 +33,11 @@ def test_the_command_lists_what_matches(capsys):
     assert main(["models", "resnet50"]) == 0
     row, fields = (
         re.search(r"^│ resnet50 .*", shown := capsys.readouterr().out, re.MULTILINE)[0],
-        shown.split("fields: ")[1],
+        shown.split("fields: ")[1].split("maps, ")[0],
     )
     assert all(text in row for text in ("He 2016", "224 x 224 x 3", "25,557,032", short(4089284608), "torchvision"))
     assert " ".join(fields.split()) == ", ".join(models.fields("resnet50"))
+    assert "stage1 4 x 256, stage2 8 x 512, stage3 16 x 1024, last_map 32 x 2048" in shown
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ class ImageFeed:
       image_shape: (H, W, C) of the network's input.
       decoder: decodes the files of test images.
       background: of the training images, see `train.data.background`.
+      mean: subtracted from pixels in [0, 1], per channel or one for all.
+      std: by which they are divided then.
       notes: lines to print when the run starts, about images that were skipped and splits that overlap.
     """
 
@@ -42,6 +44,8 @@ class ImageFeed:
     label_shape: tuple[int, ...]
     decoder: decode.Decoder
     background: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class ImageFeed:
         shapes = {size: self._shape_at(size) for size in self.training_sizes or (0,)}
         self.prepare = Preparation(config, len(self.classes), self.label_shape, shapes)
         self.prepare_evaluation = self.prepare.evaluation
+        self.mean, self.std = config.mean, config.std
 
     def _describe(self, recorded: Mapping[str, Any]) -> None:
         """Sets the facts of the data by a record."""

@@ -116,10 +116,17 @@ def _estimates(run: Run, cost: Complexity) -> dict[str, str]:
     """Returns the lines about cost, memory and time, which are measured where a step is cheap."""
     dispatch, total = estimate.cost(run, cost.mult_adds)
     one = run.feed.unit.removesuffix("s")
+    taught = estimate.of_teacher(run)
     facts = {
         "mult-adds": f"{short(cost.mult_adds)} per {one}, forward; {short(total)} to train "
-        f"({estimate.PASSES} times as much per {one})"
+        f"({estimate.PASSES} times as much per {one}{', and the teacher' * bool(taught)})"
     }
+    if taught:
+        size = sum(leaf.size for leaf in jax.tree.leaves(run.constants))
+        facts["teacher"] = (
+            f"{run.task.teacher.name}: {_mebibytes(4 * size)} per device; {short(taught)} mult-adds "
+            f"per {one}, forward only"
+        )
     state = _mebibytes(run.parallel.bytes_per_device(run.state))
     batch = run.config["batch_size"] // len(run.parallel.devices) // run.config["accumulate"]
     kept = _mebibytes(batch * cost.kept_bytes)

@@ -1,10 +1,12 @@
 """Estimates of a run's memory and time, made by compiling its training step and running it a few times."""
 
+import functools
 import time
 from typing import Any, NamedTuple
 
 import jax
 
+from models.analysis.cost import analyze
 from train.run import Run
 
 DISPATCHES = (2, 20)  # fewest and most that are timed
@@ -39,8 +41,18 @@ def cost(run: Run, mult_adds: int) -> tuple[int, int]:
       run: the run.
       mult_adds: of one forward pass of one example.
     """
-    step = PASSES * mult_adds * run.config["batch_size"]
+    step = (PASSES * mult_adds + of_teacher(run)) * run.config["batch_size"]
     return step * run.config["steps_per_call"] // len(run.parallel.devices), step * run.total
+
+
+def of_teacher(run: Run) -> int:
+    """Returns the mult-adds of one image in the task's teacher, forward; 0 without one."""
+    return _forward(run.task.teacher.model, run.feed.inputs) if run.constants and run.task.teacher else 0
+
+
+@functools.cache
+def _forward(model: Any, inputs: Any) -> int:
+    return analyze(model, inputs).mult_adds
 
 
 def is_cheap(run: Run, mult_adds: int) -> bool:
@@ -70,14 +82,14 @@ def measure(run: Run, mult_adds: int) -> Measured:
     count, items = next(calls)
     shapes = _shapes(items)
     train_call: Any = run.train_call  # of jit or pmap
-    compiled = train_call.lower(state, run.feed.data, items).compile()
-    state, metrics = compiled(state, run.feed.data, items)
+    compiled = train_call.lower(state, run.data, items).compile()
+    state, metrics = compiled(state, run.data, items)
     jax.block_until_ready(metrics)
     since = time.perf_counter()
     first, steps, dispatches = since - start, 0, 0
     for count, items in calls:
         if _shapes(items) == shapes:  # the others would be compiled anew: a shorter last call, longer sentences
-            state, metrics = compiled(state, run.feed.data, items)
+            state, metrics = compiled(state, run.data, items)
             steps, dispatches = steps + count, dispatches + 1
     jax.block_until_ready(metrics)
     mean = (time.perf_counter() - since) / steps if steps else None

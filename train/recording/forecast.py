@@ -94,7 +94,7 @@ def lower(config: Config, target: topology.Topology) -> Step:
     (items, *_), _ = network.feed.shapes()
     call: Any = train_call
     with target.compiling():
-        return Step(network, state, call.lower(state, network.feed.data, items), notes)
+        return Step(network, state, call.lower(state, network.data, items), notes)
 
 
 def _record(values: Mapping[str, Any], problem: NotPrepared) -> tuple[dict[str, Any], tuple[str, ...]]:

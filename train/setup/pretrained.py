@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from models.layers import low_bit
 from models.weights import hub
 from train.export import cards
 from train.setup.config import Reader
-from train.storage import checkpoint, workdir
+from train.storage import checkpoint, paths, workdir
 from train.storage.remote import fetched
 
 SHOWN = 5  # number of mismatched arrays that an error lists
@@ -30,22 +30,30 @@ class Pretrained(NamedTuple):
       name: the name of the network, or None if a file does not say.
       arrays: arrays by this project's paths.
       preprocessing: how its images were prepared (models/weights/preprocessing.py), or None if that is not known.
+      facts: what else is known of it, for `train.setup.teacher`: "fields" of `models.create`, "labels" (names of the
+        classes), "task", and "images", the "shape", "mean" and "std" of its input.
     """
 
     where: str
     name: str | None
     arrays: dict[str, np.ndarray]
     preprocessing: dict[str, Any] | None = None
+    facts: Mapping[str, Any] = {}
 
     def digest(self) -> str:
         """Returns a digest of the names and bits of all arrays."""
-        digest = hashlib.sha256()
-        for name, leaf in sorted(self.arrays.items()):
-            digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
-        return digest.hexdigest()[:16]
+        return digest(self.arrays)
 
 
-def load(where: str | Path) -> Pretrained:
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Returns a digest of the names and bits of arrays."""
+    sums = hashlib.sha256()
+    for name, leaf in sorted(arrays.items()):
+        sums.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
+    return sums.hexdigest()[:16]
+
+
+def load(where: str | Path, key: str = "init_from") -> Pretrained:
     """Loads a pretrained network.
 
     From a run, the newest checkpoint is read, and of it the averaged weights if there are any, which are the weights
@@ -55,41 +63,46 @@ def load(where: str | Path) -> Pretrained:
       where: the folder of a run or of an exported network (`python -m train.export`, in a format that holds weights), a
         .safetensors file (`python -m models.weights import`), a compressed file, or published weights by name
         (models/weights/hub.py).
+      key: the setting that names it, for errors.
 
     Raises:
       UserError: there is no such network, or it is damaged.
     """
-    if hub.is_name(where):
-        return _load_published(str(where))
-    path = fetched(where)
-    if path.is_dir():
-        return _load_export(path) if cards.is_in(path) else _load_run(path)
+    try:
+        if hub.is_name(where):
+            return _load_published(str(where))
+        path = fetched(where)
+        if path.is_dir():
+            return _load_export(path) if cards.is_in(path) else _load_run(path)
+        if path.suffix.lower() == file.SUFFIX and path.exists():
+            return _load_compressed(path)
+    except UserError as error:
+        raise UserError(f"{key}={error}") from None
     if not path.exists():
         raise UserError(
-            f"init_from={where}: there is no such run or file; allowed: the folder of a run or of an exported network, "
+            f"{key}={where}: there is no such run or file; allowed: the folder of a run or of an exported network, "
             f"a {file.SUFFIX} or a .safetensors file, or {hub.FORMS}"
         )
-    if path.suffix.lower() == file.SUFFIX:
-        return _load_compressed(path)
     if path.suffix.lower() != ".safetensors":
         raise UserError(
-            f"init_from={where}: must be the folder of a run or of an exported network, a {file.SUFFIX} or a "
+            f"{key}={where}: must be the folder of a run or of an exported network, a {file.SUFFIX} or a "
             ".safetensors file; convert other files by python -m models.weights import"
         )
     stored = weights.description(path)
-    return Pretrained(str(where), stored.get("model"), weights.read(path), stored.get("preprocessing"))
+    facts = {name: stored[name] for name in ("fields", "labels", "head") if name in stored}
+    if images := stored.get("preprocessing"):
+        facts["images"] = images
+    return Pretrained(str(where), stored.get("model"), weights.read(path), images, facts)
 
 
 def _load_published(where: str) -> Pretrained:
     """Loads weights by name; a head that had to be drawn is left out."""
-    try:
-        _, variables, card = hub.load(where)
-    except UserError as error:
-        raise UserError(f"init_from={error}") from None
+    _, variables, card = hub.load(where)
     arrays = weights.flatten(variables)
     if card["head"] == "drawn":
         arrays = {name: array for name, array in arrays.items() if not name.startswith("head/")}
-    return Pretrained(where, card["model"], arrays, card["preprocessing"])
+    facts = {name: card[name] for name in ("fields", "labels", "head")} | {"images": card["preprocessing"]}
+    return Pretrained(where, card["model"], arrays, card["preprocessing"], facts)
 
 
 def differences(pretrained: Pretrained, data: Reader) -> str:
@@ -114,28 +127,25 @@ def _text(value: str | list[float]) -> str:
 
 
 def _load_export(folder: Path) -> Pretrained:
-    try:
-        content = cards.read(folder)
-        arrays = weights.flatten(cards.network(folder, content)[1])
-    except UserError as error:
-        raise UserError(f"init_from={error}") from None
-    return Pretrained(str(folder), content["architecture"], arrays)
+    content = cards.read(folder)
+    arrays = weights.flatten(cards.network(folder, content)[1])
+    facts = {
+        "fields": content["fields"],
+        "labels": content["labels"],
+        "task": "classify" if content["probabilities"] == "softmax" else "multi_label",
+        "images": content["preprocessing"],
+    }
+    return Pretrained(str(folder), content["architecture"], arrays, facts=facts)
 
 
 def _load_compressed(path: Path) -> Pretrained:
     data = file.read(path)
-    try:
-        arrays = file.load(data, path)[1]
-    except UserError as error:
-        raise UserError(f"init_from={error}") from None
-    return Pretrained(str(path), file.description(data)["model"], weights.flatten(arrays))
+    arrays, about = file.load(data, path)[1], file.description(data)
+    return Pretrained(str(path), about["model"], weights.flatten(arrays), facts={"fields": about["fields"]})
 
 
 def _load_run(folder: Path) -> Pretrained:
-    try:
-        name, leaves = workdir.read_config(folder).get("model", {}).get("name"), checkpoint.read(folder)[0]
-    except UserError as error:
-        raise UserError(f"init_from={error}") from None
+    config, (leaves, saved) = workdir.read_config(folder), checkpoint.read(folder)
     start = "ema/" if any(path.startswith("ema/") for path in leaves) else ""
     arrays = {}
     for part in ("params/", "model_state/"):
@@ -143,7 +153,23 @@ def _load_run(folder: Path) -> Pretrained:
         arrays |= {
             path.removeprefix(start + part): leaf for path, leaf in leaves.items() if path.startswith(start + part)
         }
-    return Pretrained(str(folder), name, {path.removeprefix("batch_stats/"): leaf for path, leaf in arrays.items()})
+    arrays = {path.removeprefix("batch_stats/"): leaf for path, leaf in arrays.items()}
+    return Pretrained(str(folder), config.get("model", {}).get("name"), arrays, facts=_of_run(folder, config, saved))
+
+
+def _of_run(folder: Path, config: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `Pretrained.facts` of a run, by its config and the JSON of its checkpoint."""
+    config, record = paths.located(config, folder), saved.get("data", {})
+    facts: dict[str, Any] = {
+        "fields": {name: value for name, value in config.get("model", {}).items() if name != "name"},
+        "task": config.get("task", {}).get("name", "classify"),
+    }
+    if "classes" in record and "image_shape" in record:  # neither of text, nor of version 0.1.0
+        shape, data = record["image_shape"], config["data"]
+        facts["labels"] = record["classes"]
+        facts["fields"] |= {"num_classes": len(record["classes"]), "image_size": shape[0]}
+        facts["images"] = {"shape": shape, "mean": data["mean"], "std": data["std"]}
+    return facts
 
 
 def _check_head(pretrained: Pretrained, model: nn.Module, error: weights.Mismatch) -> None:

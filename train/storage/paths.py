@@ -29,6 +29,7 @@ _RECORDED = {
         "|(?:(?<=^webdataset:)|(?<=::)).+?(?=::|$)",
         re.DOTALL,
     ),
+    "task.name": re.compile(r"""(?<=teacher=['"])(?!hf:|torchvision:|https?://)[^'"]+(?=['"])""", re.IGNORECASE),
     "optimizer.prune": re.compile(r"""(?<=['"])[^'"]*\.json(?=['"])"""),
 }
 

@@ -9,6 +9,7 @@ from train.setup import spec
 from train.setup.config import Reader
 from train.tasks.base import Task
 from train.tasks.classify import Classify
+from train.tasks.distill import Distill
 from train.tasks.gated import Gated
 from train.tasks.multi_exit import MultiExit
 from train.tasks.multi_label import MultiLabel
@@ -17,6 +18,7 @@ from train.tasks.translate import Translate
 
 TASKS: dict[str, Callable[..., Task]] = {
     "classify": Classify,
+    "distill": Distill,
     "multi_label": MultiLabel,
     "gated": Gated,
     "policy": Policy,

@@ -22,15 +22,37 @@ class Task(Protocol):
       model: the flax module.
       headline: name of the metric that decides which checkpoint is best; higher is better.
       multi_label: whether an image can have several classes.
+      teacher: a network whose outputs the loss reads, a `train.setup.teacher.Teacher`, once `constants` has opened it.
     """
 
     model: Any  # nn.Module; families have fields of their own
     headline: str
     multi_label: bool = False
+    teacher: Any = None
 
     def init(self, key: jax.Array, inputs: Any) -> tuple[Any, Any]:
         """Returns the model's variables and the task's state, for `inputs` as `models.initialize` takes them."""
         ...
+
+    def constants(self, feed: Any) -> Any:
+        """Returns numpy arrays that the loss reads and nothing changes, such as a teacher's; {} for none.
+
+        They are on every device during training, and in no checkpoint: a run records their digest. Nothing but training
+        asks for them.
+
+        Args:
+          feed: the data, a `train.data.feed.Feed`.
+
+        Raises:
+          UserError: they cannot be read, or do not fit the data.
+        """
+        del feed
+        return {}
+
+    def annotated(self, constants: Any, batch: Any) -> Any:
+        """Returns a batch with what the loss reads of the constants, which are not differentiated."""
+        del constants
+        return batch
 
     def loss(
         self, params: Any, model_state: Any, task_state: Any, batch: Any, key: jax.Array, step: jax.Array

@@ -23,7 +23,7 @@ def step_time(run: "Run", state: "TrainState") -> dict[str, Any]:
     state, seconds = run.parallel.place(state), []
     for _, items in run.feed.calls(0, 3 + TIMED):
         began = time.perf_counter()
-        state = jax.block_until_ready(run.train_call(state, run.feed.data, items))[0]
+        state = jax.block_until_ready(run.train_call(state, run.data, items))[0]
         seconds.append(time.perf_counter() - began)
     cost = analyze(run.task.model, (1, *run.images.image_shape))
     return {
