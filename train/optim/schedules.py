@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from models.errors import UserError
+from train.optim import catalogue
+from train.optim.optimizers import Schedule
 from train.setup import spec
 from train.setup.config import Reader
 
-Schedule = Callable[[Any], jax.Array]  # step, a number or an array -> learning rate, or its factor
 ToSteps = Callable[[str], int]  # converts a duration of the config to steps
 
 
@@ -83,7 +82,8 @@ SCHEDULES = {
 def create(config: Reader, to_steps: ToSteps, total: int) -> Schedule:
     """Returns the learning rate by step: `config.learning_rate` x a linear warm-up x `config.schedule`.
 
-    The warm-up rises linearly from `warmup_from`, a fraction of the learning rate, and reaches 1 after `warmup`.
+    A learning rate of 0 stands for the optimizer's usual one (train/optim/catalogue.py). The warm-up rises linearly
+    from `warmup_from`, a fraction of the learning rate, and reaches 1 after `warmup`.
 
     Args:
       config: the section `optimizer`.
@@ -93,8 +93,9 @@ def create(config: Reader, to_steps: ToSteps, total: int) -> Schedule:
     Raises:
       UserError: a value is out of range, or the schedule is unknown.
     """
-    base, warmup, start = config.learning_rate, to_steps(config.warmup), config.warmup_from
-    check_range("learning_rate", base, 0)
+    check_range("learning_rate", config.learning_rate, 0)
+    base, _ = catalogue.usual(config.name, config.learning_rate)
+    warmup, start = to_steps(config.warmup), config.warmup_from
     check_range("warmup_from", start, 0, 1)
     if warmup > total:
         raise UserError(f"optimizer.warmup={config.warmup} is longer than the training")

@@ -33,6 +33,8 @@ def section(**changes):
         prune="",
         share="",
         multiplied="update",
+        adaptive_clip=0.0,
+        sam="",
     )
     return config_lib.Reader({**defaults, **changes})
 
