@@ -24,6 +24,7 @@ from train.data.sources import text
 from train.data.text_feed import TextFeed
 from train.devices.parallel import Parallel
 from train.optim import build, catalogue, lookahead, pruning, sam, schedule_free, schedules, weight_sharing
+from train.optim.sam import Sam
 from train.setup import initial_weights, rules
 from train.setup.config import Config, Durations, Reader, plain
 from train.state import TrainState, initial_state
@@ -180,7 +181,7 @@ class Optimizer(NamedTuple):
 
     transformation: optax.GradientTransformation
     learning_rate: schedules.Schedule
-    sam: sam.Sam | None = None
+    sam: Sam | None = None
     averaged: Callable[[Any, Any], Any] | None = None
     with_hessian: bool = False
     notes: Sequence[str] = ()

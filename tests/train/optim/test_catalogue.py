@@ -141,7 +141,7 @@ def test_polyak_rprop_sm3_and_noisy_sgd_are_those_of_optax():
 
 
 def test_lars_in_the_form_of_the_paper():
-    """Computes algorithm 1 of You 2017 in NumPy: v = m v + lr x local x (g + d w), local = trust |w| / (|g| + d |w|)."""
+    """Computes algorithm 1 of You 2017: v = m v + lr x local x (g + d w) with local = trust |w| / (|g| + d |w|)."""
     w, velocity = np.asarray(PARAMS["conv"]["kernel"], np.float64), 0.0
     for step in range(4):
         g = np.asarray(gradients(step)["conv"]["kernel"], np.float64)
@@ -171,7 +171,7 @@ def orthogonalized(matrix):
 
 def test_muon_trains_hidden_matrices_and_adamw_the_rest():
     one = steps(create("muon"), count=1)
-    moved = {path: np.asarray(one_ - start) for (path, start), one_ in zip(named(PARAMS).items(), named(one).values())}
+    moved = named(jax.tree.map(lambda after, before: np.asarray(after - before), one, PARAMS))
     grads = {path: np.asarray(g, np.float64) for path, g in named(gradients(0)).items()}
     for path, (rows, columns) in {"conv/kernel": (36, 6), "hidden/kernel": (6, 8)}.items():
         # After one step, the momentum with bias correction and Nesterov's look ahead is a multiple of the gradient
