@@ -14,14 +14,14 @@ from models.errors import choice_error
 from models.kernels import runtime
 from train import cli
 
-USAGE = """Trains a small ResNet on the digits with each optimizer that optimizer.name can name, at its usual learning rate.
+USAGE = """Trains a small ResNet on the digits with each optimizer of optimizer.name, at its usual learning rate.
 
     python -m experiments.bench.optimizers
     python -m experiments.bench.optimizers --names=lion,muon,sgd+sam --epochs=5
 
 For each, it compares a run that pauses in the middle with a whole one, bit by bit; trains on four devices; compares six
-steps on four devices with sharded (parallel=fsdp) and replicated parameters; and times the update of a ResNet-20. Rows of
-optimizers that are not named stay. optimizers.json and optimizers.md go to --out.
+steps on four devices with sharded (parallel=fsdp) and replicated parameters; and times the update of a ResNet-20. Rows
+of optimizers that are not named stay. optimizers.json and optimizers.md go to --out.
 """
 DEVICES = 4
 WRAPPED = {"sgd+sam": "sam(rho=0.05)", "sgd+asam": "asam(rho=0.5)"}  # names of rows besides those of optimizers
@@ -117,9 +117,9 @@ def trained(name: str, epochs: int, folder: Path) -> dict[str, Any]:
 
 
 def _sharded(c: Any) -> float | None:
-    """Returns the largest difference after six steps between sharded and replicated parameters, over the largest weight.
+    """Returns the largest difference of sharded from replicated parameters after six steps, over the largest weight.
 
-    None where parallel=fsdp is refused.
+    It is None where parallel=fsdp is refused.
     """
     import jax
     import numpy as np
@@ -128,7 +128,7 @@ def _sharded(c: Any) -> float | None:
     from train.run import build_run
 
     params = []
-    for kind in ("shard_map", "fsdp"):
+    for kind in ("pmap", "fsdp"):
         c.parallel = kind
         try:
             run = build_run(c)
@@ -187,8 +187,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) 
     return f"""# Optimizers
 
 A ResNet-8 of width 8 on the digits at each optimizer's usual learning rate, with a warm-up of 5%, a cosine (none for
-schedule-free optimizers) and a decay of 5e-4 of kernels. The state includes the average that is evaluated. The update is
-that of a ResNet-20 without its gradients. {environment["device"]}.
+schedule-free optimizers) and a decay of 5e-4 of kernels. The state includes the average that is evaluated. The time is
+that of an update of a ResNet-20 without its gradients. {environment["device"]}.
 
 {markdown_table(list(COLUMNS.values()), list(map(cells, rows)))}
 """
