@@ -14,7 +14,7 @@ from models.errors import choice_error
 from models.kernels import runtime
 from train import cli
 
-USAGE = """Trains a small ResNet on the digits with each optimizer of optimizer.name, at its usual learning rate.
+USAGE = """Trains LeNet-300-100 on the digits with each optimizer of optimizer.name, at its usual learning rate.
 
     python -m experiments.bench.optimizers
     python -m experiments.bench.optimizers --names=lion,muon,sgd+sam --epochs=5
@@ -69,18 +69,19 @@ def main() -> None:
 
 
 def config(name: str, epochs: int) -> Any:
-    """Returns the config of a row: configs/digits.py with a narrow ResNet-8 and the optimizer."""
+    """Returns the config of a row: configs/digits.py with LeNet-300-100 and the optimizer."""
     from configs import digits
 
-    c = digits.get_config(f"epochs={epochs}")
-    c.model.width, c.devices, c.hooks, c.optimizer.learning_rate = 8, 1, "", 0.0
+    c = digits.get_config(f"lenet_300_100,epochs={epochs}")
+    del c.model.width
+    c.devices, c.hooks, c.steps_per_call, c.optimizer.learning_rate = 1, "", 11, 0.0
     c.evaluate_every = c.checkpoint_every = "0 steps"
     if name in WRAPPED:
         c.optimizer.sam = WRAPPED[name]
     else:
         c.optimizer.name = name
     if name.startswith("schedule_free"):
-        c.optimizer.schedule, c.hooks = "constant", "recalibrate"
+        c.optimizer.schedule = "constant"
     return c
 
 
@@ -186,7 +187,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) 
     """Returns the results as a page."""
     return f"""# Optimizers
 
-A ResNet-8 of width 8 on the digits at each optimizer's usual learning rate, with a warm-up of 5%, a cosine (none for
+LeNet-300-100 on the digits at each optimizer's usual learning rate, with a warm-up of 5%, a cosine (none for
 schedule-free optimizers) and a decay of 5e-4 of kernels. The state includes the average that is evaluated. The time is
 that of an update of a ResNet-20 without its gradients. {environment["device"]}.
 
