@@ -269,13 +269,12 @@ def build_optimizer(config: Config | Reader, network: Network, plans: Plans, var
     transformation, learning_rate = build.create(
         section, params, network.durations.steps, network.total, plans.prune, plans.share, coupled
     )
-    entry = catalogue.entry(section.name)
     return Optimizer(
         transformation,
         learning_rate,
         sam.create(section.sam, build.trained(section, params, network.durations.steps)),
         schedule_free.averaged if schedule_free.is_named(section.name) else None,
-        entry is not None and entry.needs == catalogue.HESSIAN,
+        catalogue.needs_hessian(section.name),
         catalogue.usual(section.name, section.learning_rate)[1],
     )
 

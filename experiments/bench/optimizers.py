@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments.bench.workers import ROOT
 from models import command
 from models.analysis.tables import markdown_table, terminal_table
 from models.errors import choice_error
@@ -48,7 +49,7 @@ def main() -> None:
     from train.storage.files import read_json, write_atomically, write_json
 
     console, out = command.console(), Path(OUT.value)
-    known = [*catalogue.ENTRIES, *WRAPPED]
+    ordered, known = [], [*catalogue.ENTRIES, *WRAPPED]
     for name in NAMES.value:
         if name not in known:
             raise choice_error("--names", name, known)
@@ -70,9 +71,7 @@ def main() -> None:
 
 def config(name: str, epochs: int) -> Any:
     """Returns the config of a row: configs/digits.py with LeNet-300-100 and the optimizer."""
-    from configs import digits
-
-    c = digits.get_config(f"lenet_300_100,epochs={epochs}")
+    c: Any = cli.read_config([f"--config={ROOT}/configs/digits.py:lenet_300_100,epochs={epochs}"])
     del c.model.width
     c.devices, c.hooks, c.steps_per_call, c.optimizer.learning_rate = 1, "", 11, 0.0
     c.evaluate_every = c.checkpoint_every = "0 steps"

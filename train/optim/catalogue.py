@@ -118,6 +118,12 @@ def entry(text: str) -> Entry | None:
     return ENTRIES.get(calls[0].name) if len(calls) == 1 else None
 
 
+def needs_hessian(text: str) -> bool:
+    """Tells whether an optimizer needs products of the Hessian and a vector."""
+    row = entry(text)
+    return row is not None and row.needs == HESSIAN
+
+
 def create(text: str, learning_rate: Any, weight_decay: float, decay_mask: Any) -> optax.GradientTransformation:
     """Builds the optimizer that a config names.
 
@@ -205,7 +211,7 @@ def _check(theirs: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) ->
     """Raises ValueError if an argument of optax is out of range."""
     for name, value in given.items():
         default = theirs[name].default
-        if name in _FRACTIONS and (default is None or default < 1):
+        if name in _FRACTIONS and not (isinstance(default, float) and default >= 1):
             check_fractions(**{name: value})
         if isinstance(default, tuple) and not (
             isinstance(value, tuple)
@@ -213,7 +219,7 @@ def _check(theirs: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) ->
             and all(has_type(one, type(other)) for one, other in zip(value, default, strict=True))
         ):
             raise ValueError(f"{name}={value!r} must have the form {default!r}")
-        if name in _NOT_NEGATIVE and value < 0:
+        if name in _NOT_NEGATIVE and isinstance(value, (int, float)) and value < 0:
             raise ValueError(f"{name}={value} must be at least 0")
 
 

@@ -323,10 +323,10 @@ def sophia(
 def _hutchinson() -> optax.GradientTransformationExtraArgs:
     """Estimates the diagonal of the Hessian as v x (H v), with signs v that are equal on all devices."""
 
-    def update(updates, state, params=None, *, hessian_product, **_):
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del updates
         key = jax.random.fold_in(jax.random.key(0), state)
         signs = optax.tree.random_like(key, params, jax.random.rademacher, dtype=jnp.float32)
-        return jax.tree.map(jnp.multiply, signs, hessian_product(signs)), state + 1
+        return jax.tree.map(jnp.multiply, signs, extra["hessian_product"](signs)), state + 1
 
     return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros((), jnp.int32), update)
