@@ -168,7 +168,7 @@ class Plans(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-    """What the section `optimizer` describes.
+    """The parts of a run that the section `optimizer` describes.
 
     Attributes:
       transformation: the optax transformation.

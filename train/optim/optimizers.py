@@ -93,7 +93,7 @@ def lars(
 
     With gradient g, weights w and decay d, the local learning rate of a layer is trust x |w| / |g + d w| in the form
     "optax", and trust x |w| / (|g| + d |w|) in the form "you", algorithm 1 of the paper. They are equal without decay.
-    The larger d |w| is beside |g|, the more they differ: where g and w are orthogonal, by up to a factor of sqrt(2).
+    They differ most where |g| = d |w|: by a factor of sqrt(2) if g and w are orthogonal.
 
     Raises:
       ValueError: the form is unknown, or the momentum is not in [0, 1).
