@@ -89,9 +89,9 @@ def base() -> ConfigDict:
 
     # Optimizer, learning rate, regularization, pruning (train/optim).
     c.optimizer = ConfigDict()
-    # Optimizer, with its arguments.
+    # Optimizer, with its arguments: any of optax and optax.contrib (docs/optimizers.md).
     c.optimizer.name = "sgd(momentum=0.9)"
-    # Peak of the learning rate.
+    # Peak of the learning rate; 0 stands for the usual one of the optimizer.
     c.optimizer.learning_rate = 0.1
     # Schedule, with its arguments: a factor on the learning rate at each step.
     c.optimizer.schedule = "constant"
@@ -107,6 +107,12 @@ def base() -> ConfigDict:
     c.optimizer.decay = ".*"
     # Upper bound on the global gradient norm; 0 turns clipping off.
     c.optimizer.clip_norm = 0.0
+    # Upper bound on the gradient of each output of a kernel, as a fraction of the norm of its weights (Brock 2021,
+    # adaptive gradient clipping); classifier heads are not clipped; 0 turns it off.
+    c.optimizer.adaptive_clip = 0.0
+    # Sharpness-aware minimization, two gradients per step: sam(rho=0.05) or asam(rho=0.5) (train/optim/sam.py); "" for
+    # none.
+    c.optimizer.sam = ""
     # Groups of parameters, each (regular expression, multiplier of the learning rate[, start[, end of its training]]).
     # The first match counts, and a multiplier of 0 freezes.
     c.optimizer.groups = ((".*", 1.0),)

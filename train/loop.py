@@ -63,7 +63,7 @@ def train(
         multihost.on_primary(folder.reserve)
         multihost.check_same("config", plain(config))
         run = build_run(config)
-        for note in run.feed.notes:
+        for note in run.notes:
             _say(console, note)
         record = _record(run)
         multihost.check_same("data or start of the run", record)

@@ -20,7 +20,7 @@ from train.storage.remote import fetched
 
 # Keys that configs of earlier versions lack, with the values that reproduce their behavior
 EARLIER = {"lookahead": "", "ema_warmup": False}
-EARLIER_OPTIMIZER = {"multiplied": "update"}
+EARLIER_OPTIMIZER = {"multiplied": "update", "adaptive_clip": 0.0, "sam": ""}
 # In the section `data` of runs on images
 EARLIER_IMAGES = {"exif": "ignore", "interpolation": "bilinear", "resolutions": "", "repeats": 1}
 CHECKPOINTS = ("last", "best")

@@ -23,7 +23,8 @@ from train.data.image_feed import ImageFeed, as_images
 from train.data.sources import text
 from train.data.text_feed import TextFeed
 from train.devices.parallel import Parallel
-from train.optim import build, lookahead, pruning, schedules, weight_sharing
+from train.optim import build, catalogue, lookahead, pruning, sam, schedule_free, schedules, weight_sharing
+from train.optim.sam import Sam
 from train.setup import initial_weights, rules
 from train.setup.config import Config, Durations, Reader, plain
 from train.state import TrainState, initial_state
@@ -123,6 +124,7 @@ class Run(Network):
       state: the state before the first step, as numpy arrays.
       prune: which weights are pruned when, or None.
       start: digest of the arrays of init_from, or None.
+      notes: lines to print when the run starts, about the data and the optimizer.
     """
 
     hooks: "list[Hook]"
@@ -133,6 +135,7 @@ class Run(Network):
     state: TrainState
     prune: pruning.Plan | None
     start: str | None
+    notes: Sequence[str] = ()
 
     def evaluate(self, state: TrainState, last: bool = False) -> dict[str, Any]:
         """Returns the metrics of `state` on the test set; with `last`, adds what the hooks measure."""
@@ -176,10 +179,23 @@ class Plans(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-    """The optax transformation, and the learning rate by step, which metrics report."""
+    """The parts of a run that the section `optimizer` describes.
+
+    Attributes:
+      transformation: the optax transformation.
+      learning_rate: the learning rate by step, which metrics report.
+      sam: the perturbation of optimizer.sam, or None.
+      averaged: returns the parameters to evaluate, where the optimizer averages; see `train.step.update`.
+      with_hessian: whether it needs products of the Hessian and a vector.
+      notes: lines to print when the run starts.
+    """
 
     transformation: optax.GradientTransformation
     learning_rate: schedules.Schedule
+    sam: Sam | None = None
+    averaged: Callable[[Any, Any], Any] | None = None
+    with_hessian: bool = False
+    notes: Sequence[str] = ()
 
 
 def build_data(config: Config | Reader, parallel: Parallel, recorded: Mapping[str, Any] | None = None) -> Feed:
@@ -259,17 +275,18 @@ def build_plans(config: Config | Reader, network: Network) -> Plans:
 
 def build_optimizer(config: Config | Reader, network: Network, plans: Plans, variables: Any) -> Optimizer:
     """Builds the optimizer of the section `optimizer` for the network's variables (arrays or shapes)."""
+    section, params = Reader.of(config).optimizer, variables["params"]
     coupled = functools.partial(pruning.vectors, network.model, variables, network.feed.inputs)
+    transformation, learning_rate = build.create(
+        section, params, network.durations.steps, network.total, plans.prune, plans.share, coupled
+    )
     return Optimizer(
-        *build.create(
-            Reader.of(config).optimizer,
-            variables["params"],
-            network.durations.steps,
-            network.total,
-            plans.prune,
-            plans.share,
-            coupled,
-        )
+        transformation,
+        learning_rate,
+        sam.create(section.sam, build.trained(section, params, network.durations.steps)),
+        schedule_free.averaged if schedule_free.is_named(section.name) else None,
+        catalogue.needs_hessian(section.name),
+        catalogue.usual(section.name, section.learning_rate)[1],
     )
 
 
@@ -289,6 +306,9 @@ def build_programs(
         ema_decay=reader.ema_decay,
         ema_warmup=reader.ema_warmup,
         lookahead=plans.lookahead,
+        sam=optimizer.sam,
+        averaged=optimizer.averaged,
+        with_hessian=optimizer.with_hessian,
     )
     return program, network.parallel.lift_training(program)
 
@@ -318,7 +338,7 @@ def build_run(config: Config | Reader, recorded: Mapping[str, Any] | None = None
     optimizer = build_optimizer(reader, network, plans, variables)
     program, train_call = build_programs(reader, network, plans, optimizer)
     with network.parallel.drawing():
-        with_average = bool(plans.lookahead or reader.ema_decay)
+        with_average = bool(plans.lookahead or reader.ema_decay or optimizer.averaged)
         state = initial_state(variables, task_state, optimizer.transformation, reader.seed, with_average)
     run = Run(
         **{field.name: getattr(network, field.name) for field in dataclasses.fields(network)},
@@ -333,6 +353,7 @@ def build_run(config: Config | Reader, recorded: Mapping[str, Any] | None = None
         state=state,
         prune=plans.prune,
         start=digest,
+        notes=(*network.feed.notes, *optimizer.notes),
     )
     reader.check_all_read()
     for hook in run.hooks:

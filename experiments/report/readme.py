@@ -11,6 +11,7 @@ from typing import Any
 
 import models
 from experiments import study
+from experiments.bench import optimizers as bench_optimizers
 from experiments.bench import output
 from experiments.bench import topology as ahead
 from experiments.report import content, highlights, results_files
@@ -282,6 +283,16 @@ def smaller(results: Path) -> str:
     return _placed(("network", "program", "of the mult-adds", "times faster"), rows)
 
 
+def optimizers(results: Path) -> str:
+    """Returns what every optimizer learns, whether it resumes, its state and its time."""
+    path = results / "bench" / "optimizers" / "optimizers.json"
+    if not path.exists():
+        return results_files.missing("python -m experiments.bench.optimizers")
+    result = results_files.read(path)
+    rows = [({**result, **row}, bench_optimizers.cells(row)) for row in result["rows"]]
+    return _placed(list(bench_optimizers.COLUMNS.values()), rows)
+
+
 def skipped(results: Path) -> str:
     """Returns the gain in time of networks that decide per image what to compute."""
     path = results / "bench" / "skipped" / "skipped.json"
@@ -325,6 +336,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "adaptive": _of_study("adaptive", "Networks", ("network", "accuracy", "on average", "blocks")),
     "explanation": _of_study("explanation", "Pointing game, the requested one of two objects"),
     "smaller": smaller,
+    "optimizers": optimizers,
     "skipped": skipped,
     "commands": commands,
     "tests": tests,

@@ -23,7 +23,7 @@ from train.data.decode import INTERPOLATIONS
 from train.data.load import KINDS, TEXT_KINDS
 from train.data.select import OPERATIONS
 from train.hooks import HOOKS
-from train.optim.build import OPTIMIZERS
+from train.optim.catalogue import BUILDERS
 from train.optim.schedules import SCHEDULES
 from train.tasks import BY_UNIT
 
@@ -52,7 +52,7 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "model.act": ACTIVATIONS,
     "model.init": (*INITS, "normal:STD", "truncated_normal:STD"),
     "data_init": ("none", "lsuv", "whiten"),
-    "optimizer.name": _with_arguments(OPTIMIZERS, 3),
+    "optimizer.name": _with_arguments(BUILDERS, 3),
     "optimizer.schedule": _with_arguments(SCHEDULES, 3),
     "optimizer.multiplied": ("update", "gradient"),
     "data.source": (*KINDS, *TEXT_KINDS),

@@ -38,6 +38,10 @@ python -m experiments.bench.skipped
     parse   ten minutes
 python -m experiments.bench.skipped --workdirs=runs/aig,runs/msdnet
     parse   minutes
+python -m experiments.bench.optimizers
+    parse   an hour; test_bench.py
+python -m experiments.bench.optimizers --names=lion,muon,sgd+sam --epochs=5
+    run     --names=lion,muon,sgd+sam -> --names=lion; --epochs=5 -> --epochs=1; --out=optimizers
 python -m experiments.bench.smaller
     parse   minutes
 python -m experiments.bench.smaller --cases=filters --rounds=30
@@ -176,6 +180,10 @@ python -m train.adaptive --workdir=runs/msdnet --budget=25e6,50e6
     run     25e6,50e6 -> 1e6,2e6
 python -m train.adaptive --workdir=runs/msdnet --budget=25e6 --anytime
     run     25e6 -> 1e6
+python -m train.average runs/x --checkpoints=all --out=runs/averaged
+    run
+python -m train.average runs/seed0 runs/seed1 runs/seed2 --greedy --out=runs/soup
+    run     runs/seed0 -> runs/x; runs/seed1 -> runs/digits; runs/seed2 -> runs/digits
 python -m train.data.prepare cifar10
     parse   downloads, with TensorFlow
 python -m train.data.prepare cifar10 --data_dir=/data/tfds

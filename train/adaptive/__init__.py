@@ -3,7 +3,6 @@
 Such a network skips blocks (by gates or a policy), or returns the prediction of one of several exits.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -102,15 +101,14 @@ def held_out(network: "Network", split: str = "") -> Batches:
     Raises:
       UserError: the run used `split`, or it is not known which images its training split leaves out.
     """
+    from train.data import hold_out
+
     data = network.config["data"]
-    trained, part = data["train_split"], re.fullmatch(r"(\w+)\[:([\d%]+)\]", data["train_split"])
+    trained = data["train_split"]
     if split in (trained, data["test_split"]):
         use = "trained" if split == trained else "tested"
         raise UserError(f"--validation={split} is the split that the run was {use} on")
-    if not split and trained == "train_fit":
-        split = "validation"
-    elif not split and part:
-        split = f"{part[1]}[{part[2]}:]"
+    split = split or hold_out.left_out(trained)
     if not split:
         raise UserError(
             "a budget for the average image needs images that were not trained on, but "

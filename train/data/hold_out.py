@@ -79,6 +79,16 @@ def plan(split: str, present: Collection[str]) -> tuple[str, list[tuple[str, boo
     return split, []
 
 
+def left_out(split: str) -> str:
+    """Returns the split with the examples that a training split leaves out; "" if its name does not say which ones.
+
+    For example, "validation" for "train_fit", and "train[90%:]" for "train[:90%]".
+    """
+    if part := re.fullmatch(r"(\w+)\[:([\d%]+)\]", split):
+        return f"{part[1]}[{part[2]}:]"
+    return "validation" if split == "train_fit" else ""
+
+
 def held_out(labels: np.ndarray, keys: Sequence[str], purpose: str, title: str) -> np.ndarray:
     """Returns bool [N]: the examples to hold out.
 

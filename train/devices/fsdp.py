@@ -116,6 +116,14 @@ class LocalShards:
             lambda grad, axis: lax.pmean(grad, AXIS) if axis < 0 else grad / lax.axis_size(AXIS), grads, self.axes
         )
 
+    def squared_norm(self, tree: Any) -> jax.Array:
+        """Returns the sum of squares of a tree like the parameters, over the shards of all devices."""
+        total = jnp.zeros(())
+        for leaf, axis in zip(jax.tree.leaves(tree), jax.tree.leaves(self.axes), strict=True):
+            own = jnp.sum(jnp.square(leaf))
+            total += own if axis < 0 else lax.psum(own, AXIS)
+        return total
+
 
 def _layer_by_layer(
     table: Mapping[str, tuple[tuple[int, ...], int]],

@@ -1,5 +1,6 @@
 """Optimizers from a config's section `optimizer`, built with optax."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,99 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from models.errors import UserError, choice_error
-from train.optim import groups, pruning, schedules, weight_sharing
-from train.optim.parameters import parameter_name, parameter_names, pattern
-from train.setup import spec
+from train.optim import catalogue, groups, pruning, schedule_free, schedules, weight_sharing
+from train.optim.optimizers import DecayMask
+from train.optim.parameters import HEADS, parameter_name, parameter_names, pattern
 from train.setup.config import Reader
 
-DecayMask = Callable[[Any], Any]  # parameters -> a tree of bools: which of them decay
 MULTIPLIED = ("update", "gradient")
-
-
-# Each optimizer takes (learning_rate, weight_decay, decay_mask) and its own arguments from the config.
-
-
-def _check_fractions(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}={value} must be in [0, 1)")
-
-
-def sgd(
-    learning_rate: schedules.Schedule,
-    weight_decay: float,
-    decay_mask: DecayMask,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-) -> optax.GradientTransformation:
-    """Builds SGD with coupled weight decay, which is added to the gradient (He 2016, Goyal 2017)."""
-    _check_fractions(momentum=momentum)
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, decay_mask), optax.sgd(learning_rate, momentum or None, nesterov)
-    )
-
-
-def adam(
-    learning_rate: schedules.Schedule,
-    weight_decay: float,
-    decay_mask: DecayMask,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-) -> optax.GradientTransformation:
-    """Builds Adam (Kingma 2015) with coupled weight decay, which is added to the gradient."""
-    _check_fractions(b1=b1, b2=b2)
-    return optax.chain(optax.add_decayed_weights(weight_decay, decay_mask), optax.adam(learning_rate, b1, b2, eps))
-
-
-def adamw(
-    learning_rate: schedules.Schedule,
-    weight_decay: float,
-    decay_mask: DecayMask,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-) -> optax.GradientTransformation:
-    """Builds AdamW (Loshchilov 2019); the decay is decoupled and multiplied by the learning rate."""
-    _check_fractions(b1=b1, b2=b2)
-    return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask)
-
-
-def lars(
-    learning_rate: schedules.Schedule,
-    weight_decay: float,
-    decay_mask: DecayMask,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    trust: float = 0.001,
-) -> optax.GradientTransformation:
-    """Builds LARS (You 2017); the trust ratio is applied only to parameters that decay."""
-    _check_fractions(momentum=momentum)
-    return optax.lars(
-        learning_rate,
-        weight_decay,
-        decay_mask,
-        trust_coefficient=trust,
-        trust_ratio_mask=decay_mask,
-        momentum=momentum,
-        nesterov=nesterov,
-    )
-
-
-def lamb(
-    learning_rate: schedules.Schedule,
-    weight_decay: float,
-    decay_mask: DecayMask,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
-) -> optax.GradientTransformation:
-    """Builds LAMB (You 2020)."""
-    _check_fractions(b1=b1, b2=b2)
-    return optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask)
-
-
-OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw, "lars": lars, "lamb": lamb}
 
 
 def create(
@@ -122,7 +36,7 @@ def create(
     `config.multiplied` is "update" or "gradient". With "update", a multiplier scales the whole update, including weight
     decay. With "gradient", which is for SGD only, it scales the gradient, and weight decay does not depend on it.
     `config.decay` is a regular expression of the parameters that decay. `config.l1` pulls the same parameters to 0 by a
-    constant force.
+    constant force. `config.adaptive_clip` bounds gradients by their weights, except in classifier heads.
 
     Args:
       config: the section `optimizer`; see configs/base.py.
@@ -141,9 +55,7 @@ def create(
     decay_mask = _decay_mask(config, names)
     by_group = _groups(config, names, to_steps, total)
     learning_rate = schedules.create(config, to_steps, total)
-    optimizer = spec.resolve_one(
-        "optimizer.name", config.name, OPTIMIZERS, learning_rate, config.weight_decay, decay_mask
-    )
+    optimizer = catalogue.create(config.name, learning_rate, config.weight_decay, decay_mask)
     multiply = groups.multiply(by_group.factors)
     of_gradient = config.multiplied == "gradient"
     if of_gradient:
@@ -152,6 +64,8 @@ def create(
         optimizer = optax.chain(optax.masked(_l1(config.l1), decay_mask), optimizer)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.adaptive_clip:
+        optimizer = optax.chain(_adaptive_clip(config.adaptive_clip), optimizer)
     if set(by_group.factors.values()) != {1.0} and not of_gradient:
         optimizer = optax.chain(optimizer, multiply)
     if set(by_group.times.values()) != {groups.ALWAYS}:
@@ -167,10 +81,16 @@ def create(
     return optimizer, learning_rate
 
 
+def trained(config: Reader, params: Any, to_steps: schedules.ToSteps) -> Callable[[str], bool]:
+    """Returns the function that tells by name whether a parameter is trained, that is, not frozen by its group."""
+    factors = groups.assign(parameter_names(params), config.groups, to_steps).factors
+    return lambda name: factors[name] > 0
+
+
 def _decay_mask(config: Reader, names: Sequence[str]) -> DecayMask:
     """Checks the settings of decay; returns the mask of the parameters that decay."""
     decays = pattern(config.decay, "optimizer.decay")
-    for key in ("weight_decay", "l1", "clip_norm"):
+    for key in ("weight_decay", "l1", "clip_norm", "adaptive_clip"):
         schedules.check_range(key, getattr(config, key), 0)
     if (config.weight_decay or config.l1) and not any(decays.fullmatch(name) for name in names):
         raise UserError(f"optimizer.decay '{config.decay}' matches no parameter; one is named {names[0]}")
@@ -191,12 +111,39 @@ def _groups(config: Reader, names: Sequence[str], to_steps: schedules.ToSteps, t
         raise UserError(
             f"optimizer.multiplied=gradient is for sgd; {config.name} normalizes gradients, which cancels a multiplier"
         )
+    if schedule_free.is_named(config.name):
+        _check_schedule_free(config, by_group)
     if late := [start for start, _ in by_group.times.values() if start >= max(total, 1)]:
         raise UserError(
             f"optimizer.groups={config.groups}: a group starts training at step {max(late)}, but the training "
             f"ends at step {total}"
         )
     return by_group
+
+
+def _check_schedule_free(config: Reader, by_group: groups.Groups) -> None:
+    """Raises UserError for settings that would move the trained weights apart from the optimizer's own."""
+    if config.schedule != "constant":
+        raise UserError(
+            f"optimizer.schedule={config.schedule}: {config.name} averages instead of lowering the learning rate; set "
+            "optimizer.schedule=constant (a warm-up is allowed)"
+        )
+    if not set(by_group.factors.values()) <= {0.0, 1.0} or set(by_group.times.values()) != {groups.ALWAYS}:
+        raise UserError(
+            f"optimizer.groups={config.groups}: {config.name} supports multipliers 0 and 1 for the whole training"
+        )
+
+
+def _adaptive_clip(most: float) -> optax.GradientTransformation:
+    """Bounds the gradient of each unit by `most` times the norm of its weights (Brock 2021, section 4).
+
+    A unit is an output of a kernel, or a whole vector. The last layer is not clipped, as in the paper.
+    """
+    heads = re.compile(HEADS)
+    return optax.masked(
+        optax.adaptive_grad_clip(most),
+        lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: not heads.fullmatch(parameter_name(path)), tree),
+    )
 
 
 def _l1(factor: float) -> optax.GradientTransformation:

@@ -9,6 +9,7 @@ import jax
 from models.errors import UserError
 
 KERNELS = ".*/kernel"
+HEADS = "(.*/)?head/.*"  # classifiers, e.g. "head/kernel" and "exit1/head/bias"
 
 
 def parameter_name(path: tuple[Any, ...]) -> str:

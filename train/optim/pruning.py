@@ -218,7 +218,7 @@ def wrap(
         masks = {name: jnp.ones(weight.shape, bool) for name, weight in weights.items()}
         return PruneState(jnp.zeros((), jnp.int32), masks, moved, inner.init(params))
 
-    def update(updates, state, params=None):
+    def update(updates, state, params=None, **extra):
         weights, slopes = named(params, plan.what), named(updates, plan.what)
         moved = {name: total - weights[name] * slopes[name] for name, total in state.moved.items()}
 
@@ -229,12 +229,12 @@ def wrap(
         masks = jax.lax.cond(plan.due(state.count), pruned_masks, lambda: state.masks)
         extended, slopes, before = with_vectors(masks), named(updates), named(params)
         gradients = put(updates, {name: jnp.where(mask, slopes[name], 0) for name, mask in extended.items()})
-        moves, after = inner.update(gradients, state.inner, params)
+        moves, after = optax.with_extra_args_support(inner).update(gradients, state.inner, params, **extra)
         steps = named(moves)
         moves = put(moves, {name: jnp.where(mask, steps[name], -before[name]) for name, mask in extended.items()})
         return moves, PruneState(state.count + 1, masks, moved, after)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def saved_masks(leaves: Mapping[str, Any]) -> PruneState | None:

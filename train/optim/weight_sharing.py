@@ -101,14 +101,14 @@ def wrap(inner: optax.GradientTransformation, plan: Plan) -> optax.GradientTrans
             index[name] = inverse.reshape(weights.shape).astype(jnp.int32)
         return ShareState(index, inner.init(params))
 
-    def update(updates, state, params=None):
+    def update(updates, state, params=None, **extra):
         weights, slopes = named(params, plan.what), named(updates, plan.what)
         sums = {}
         for name, slope in slopes.items():
             index = state.index[name]
             total = jnp.zeros(2 ** plan.bits(slope) + 1, slope.dtype).at[index].add(slope)
             sums[name] = jnp.where(weights[name] == 0, 0, total[index])
-        moves, after = inner.update(put(updates, sums), state.inner, params)
+        moves, after = optax.with_extra_args_support(inner).update(put(updates, sums), state.inner, params, **extra)
         shared = {}
         for name, move in named(moves, plan.what).items():
             index = state.index[name]
@@ -118,4 +118,4 @@ def wrap(inner: optax.GradientTransformation, plan: Plan) -> optax.GradientTrans
             shared[name] = jnp.where(weights[name] == 0, 0, one[index])
         return put(moves, shared), ShareState(state.index, after)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

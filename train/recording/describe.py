@@ -43,7 +43,7 @@ def describe(config: Config, console: rich.console.Console, layers: bool = False
         cost = analyze(model, inputs)
         _print(plain(config), cost, _network(cost, "images"), console, layers)
         raise problem
-    for note in run.feed.notes:
+    for note in run.notes:
         console.print(note, soft_wrap=True, highlight=False)
     cost = analyze(run.model, run.feed.inputs)
     facts = {"data": _data(run), **_training(run), **_network(cost, run.feed.unit)}

@@ -14,7 +14,7 @@ from models.gated import GatedResNet
 from models.layers import low_bit
 from train.data.feed import Feed
 from train.data.image_feed import ImageFeed
-from train.optim import pruning, weight_sharing
+from train.optim import pruning, sam, schedule_free, weight_sharing
 from train.optim.lookahead import Average
 from train.setup import sizes
 from train.setup.config import Reader
@@ -48,7 +48,10 @@ class Features:
         """The setting that averages the weights, e.g. "ema_decay=0.999"; "" if there is none."""
         if self.config.ema_decay:
             return f"ema_decay={self.config.ema_decay}"
-        return f"lookahead='{self.config.lookahead}'" if self.lookahead else ""
+        if self.lookahead:
+            return f"lookahead='{self.config.lookahead}'"
+        name = self.config.optimizer.name
+        return f"optimizer.name={name}" if schedule_free.is_named(name) else ""
 
     @property
     def binary(self) -> str:
@@ -95,6 +98,24 @@ RULES = (
     Rule(
         lambda f: f.lookahead and f.config.ema_decay,
         "lookahead='{f.config.lookahead}' averages in its own way; set ema_decay=0",
+    ),
+    Rule(
+        lambda f: schedule_free.is_named(f.config.optimizer.name) and (f.lookahead or f.config.ema_decay),
+        "optimizer.name={f.config.optimizer.name} averages in its own way; set ema_decay=0 and lookahead=''",
+    ),
+    Rule(
+        lambda f: f.config.optimizer.sam and (f.prune or f.share),
+        "optimizer.sam={f.config.optimizer.sam} would move pruned weights (optimizer.prune) and shared values "
+        "(optimizer.share) where it computes its second gradient",
+    ),
+    Rule(
+        lambda f: f.config.parallel == "fsdp" and getattr(sam.create(f.config.optimizer.sam), "per_device", False),
+        "optimizer.sam={f.config.optimizer.sam}: with parallel=fsdp, no device has a gradient of its own",
+    ),
+    Rule(
+        lambda f: f.config.optimizer.name.startswith("sophia") and f.config.parallel == "fsdp",
+        "optimizer.name={f.config.optimizer.name} needs whole parameters for its products with the Hessian: set "
+        "parallel=pmap or shard_map",
     ),
     Rule(
         lambda f: f.average and (f.prune or f.share),

@@ -33,6 +33,8 @@ def section(**changes):
         prune="",
         share="",
         multiplied="update",
+        adaptive_clip=0.0,
+        sam="",
     )
     return config_lib.Reader({**defaults, **changes})
 
@@ -102,6 +104,85 @@ def test_schedules():
         rates([0], schedule="triangle(0.2, '23%', 0.07)", warmup="1 epoch")
     with pytest.raises(UserError, match="unknown optimizer.schedule 'cosin'; did you mean 'cosine'"):
         rates([0], schedule="cosin")
+
+
+def all_rates(schedule, count=100, **changes):
+    factor = schedules.create(section(learning_rate=1.0, schedule=schedule, **changes), TO_STEPS, count)
+    return [float(factor(step)) for step in range(count)]
+
+
+def test_cyclic_rates_are_those_of_smith():
+    """Follows the formula of Smith 2017, section 3.2, with base 0.1 and maximum 1."""
+    for decay in (1.0, 0.5):
+        expected = []
+        for step in range(100):
+            cycle = math.floor(1 + step / 14)
+            x = abs(step / 7 - 2 * cycle + 1)
+            expected.append(0.1 + 0.9 * max(0, 1 - x) * decay ** (cycle - 1))
+        np.testing.assert_allclose(all_rates(f"cyclic('7 steps', decay={decay})"), expected, rtol=1e-5)
+    with pytest.raises(UserError, match="half must be at least a step"):
+        all_rates("cyclic('7 steps', low=2)")
+    for text in ("cyclic('7 steps')", "one_cycle"):
+        with pytest.raises(UserError, match="its own warm-up"):
+            all_rates(text, warmup="1 epoch")
+
+
+def test_one_cycle_is_that_of_optax():
+    reference = optax.cosine_onecycle_schedule(100, 1.0, pct_start=0.3, div_factor=25.0, final_div_factor=1e4)
+    np.testing.assert_allclose(all_rates("one_cycle"), [reference(step) for step in range(100)], rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="peak='100%' is not within the training"):
+        all_rates("one_cycle('100%')")
+
+
+def test_restarts_are_those_of_sgdr():
+    """Follows PyTorch's CosineAnnealingWarmRestarts, step by step: equation 5 of Loshchilov 2017."""
+    for longer in (1, 2):
+        expected, current, length = [], 0, 10
+        for _ in range(100):
+            expected.append(0.1 + 0.9 * (1 + math.cos(math.pi * current / length)) / 2)
+            current += 1
+            if current == length:
+                current, length = 0, length * longer
+        rates = all_rates(f"restarts('10 steps', longer={longer}, final=0.1)")
+        np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    warm = all_rates("restarts('10 steps')", warmup="5 steps")
+    np.testing.assert_allclose(warm[5:], all_rates("restarts('10 steps')")[:95], rtol=1e-5)
+    with pytest.raises(UserError, match="longer must be|longer at least 1"):
+        all_rates("restarts('10 steps', longer=0.5)")
+
+
+def test_adaptive_clipping_by_hand():
+    """Checks Brock 2021, equation 3, unit by unit: |g| is at most 0.1 max(|w|, 1e-3), except in the head."""
+    rng = np.random.default_rng(0)
+    params = {
+        "conv": {"kernel": rng.normal(size=(3, 3, 2, 4)), "bias": np.zeros(4)},
+        "dense": {"kernel": rng.normal(size=(5, 6))},
+        "exit1": {"head": {"kernel": rng.normal(size=(6, 3))}},
+    }
+    params = jax.tree.map(jnp.float32, params)
+    grads = jax.tree.map(lambda w: 0.3 * jnp.cos(5 * w), params)
+    tx, _ = optimizer.create(section(adaptive_clip=0.1, learning_rate=1.0), params, TO_STEPS, 100)
+    moves, _ = tx.update(grads, tx.init(params), params)
+    assert not np.allclose(moves["conv"]["kernel"], -grads["conv"]["kernel"])
+    for name, axes in (("conv", (0, 1, 2)), ("dense", (0,))):
+        g, w = (np.asarray(tree[name]["kernel"], np.float64) for tree in (grads, params))
+        norms, most = np.linalg.norm(g.reshape(-1, g.shape[-1]), axis=0), np.sqrt((w**2).sum(axes))
+        expected = g * np.minimum(1, 0.1 * np.maximum(most, 1e-3) / norms)
+        np.testing.assert_allclose(moves[name]["kernel"], -expected, rtol=1e-5)
+    norm = np.linalg.norm(grads["conv"]["bias"])
+    np.testing.assert_allclose(moves["conv"]["bias"], -grads["conv"]["bias"] * 1e-4 / norm, rtol=1e-5)
+    np.testing.assert_array_equal(moves["exit1"]["head"]["kernel"], -grads["exit1"]["head"]["kernel"])
+    with pytest.raises(UserError, match="optimizer.adaptive_clip=-1.0 must be at least 0"):
+        updates(adaptive_clip=-1.0)
+
+
+def test_schedule_free_refuses_what_would_move_its_weights_apart():
+    with pytest.raises(UserError, match="optimizer.schedule=cosine: schedule_free_sgd averages"):
+        updates(name="schedule_free_sgd", schedule="cosine")
+    with pytest.raises(UserError, match="schedule_free_sgd supports multipliers 0 and 1"):
+        updates(name="schedule_free_sgd", groups=(("head/.*", 1.0), (".*", 0.5)))
+    frozen = updates(name="schedule_free_sgd", groups=(("head/.*", 1.0), (".*", 0.0)), learning_rate=1.0)
+    assert frozen["stem/kernel"] == 0 and frozen["head/kernel"] != 0
 
 
 @pytest.mark.parametrize(
