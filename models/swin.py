@@ -52,17 +52,21 @@ def shifted_mask(height: int, width: int, window: int, shift: tuple[int, int]) -
 
 
 def windows_of(x, window: int):
-    """Splits maps [N, H, W, C] into windows [N H W / window**2, window**2, C]; H and W are multiples of `window`."""
+    """Splits maps [N, H, W, C] into windows [H W N / window**2, window**2, C]; H and W are multiples of `window`.
+
+    Windows at the same place in the images are neighbors. A TPU stores the images of a batch along its lanes, before
+    and after the split, which therefore transposes no lanes.
+    """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // window, window, width // window, window, channels)
-    return x.swapaxes(2, 3).reshape(batch * (height // window) * (width // window), window * window, channels)
+    return x.transpose(1, 3, 0, 2, 4, 5).reshape(-1, window * window, channels)
 
 
 def maps_of(windows: jax.Array, batch: int, height: int, width: int) -> jax.Array:
     """Joins windows into maps [N, H, W, C]; the inverse of `windows_of`."""
     size, channels = int(windows.shape[1] ** 0.5), windows.shape[2]
-    x = windows.reshape(batch, height // size, width // size, size, size, channels)
-    return x.swapaxes(2, 3).reshape(batch, height, width, channels)
+    x = windows.reshape(height // size, width // size, batch, size, size, channels)
+    return x.transpose(2, 0, 3, 1, 4, 5).reshape(batch, height, width, channels)
 
 
 class WindowAttention(nn.Module):
@@ -88,14 +92,15 @@ class WindowAttention(nn.Module):
         sizes = x.shape[1:3]
         down, across = (self.window // 2 if self.shifted and size > self.window else 0 for size in sizes)
         shift = (down, across)
-        x = windows_of(jnp.roll(x, (-shift[0], -shift[1]), (1, 2)), self.window)  # [N windows, T, C]
+        x = windows_of(jnp.roll(x, (-shift[0], -shift[1]), (1, 2)), self.window)  # [windows N, T, C]
         table_shape = ((2 * self.window - 1) ** 2, self.heads)
         table = self.param("position_bias", nn.initializers.truncated_normal(0.02), table_shape, jnp.float32)
         bias = table[relative_positions(self.window)].transpose(2, 0, 1)[None]  # [1, heads, T, T]
         mask = None
         if any(shift):
             mask = shifted_mask(sizes[0], sizes[1], self.window, shift)
-            mask = jnp.tile(mask, (batch, 1, 1))[:, None]  # [N windows, 1, T, T]
+            tokens = self.window**2
+            mask = jnp.broadcast_to(mask[:, None], (len(mask), batch, tokens, tokens)).reshape(-1, 1, tokens, tokens)
         x = SelfAttention(self.layers.dense, self.heads, name="attention")(x, bias, mask)
         x = jnp.roll(maps_of(x, batch, sizes[0], sizes[1]), shift, (1, 2))
         return x[:, :height, :width]
@@ -128,11 +133,10 @@ class Block(nn.Module):
 
 def merge_patches(layers: Ingredients, x: jax.Array) -> jax.Array:
     """Merges 2x2 neighboring positions (section 3.1): [N, H, W, C] -> [N, H / 2, W / 2, 2 C]."""
-    batch, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-    x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
-    x = x.transpose(0, 1, 3, 4, 2, 5).reshape(*x.shape[:2], x.shape[3], 4 * channels)  # column by column
-    x = layers.norm(name="merge_norm")(x)
+    parts = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+    x = layers.norm(name="merge_norm")(jnp.concatenate(parts, -1))
     return layers.conv(2 * channels, 1, name="merge")(x)  # has a bias only without normalization
 
 

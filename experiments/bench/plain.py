@@ -3,7 +3,8 @@
     network = plain.create("resnet50", blocks=1)       plain.ours("resnet50", blocks=1) is the same network of ours
 
 Each computes what its counterpart of `models` computes, with as many parameters. Both are without dropout and
-stochastic depth. Parameters, statistics, softmax and logits are float32.
+stochastic depth. Parameters, statistics, softmax and logits are float32. Flax's attention rounds what goes into the
+softmax to the type of the computation, which saves it memory traffic; ours does not.
 """
 
 import functools

@@ -60,7 +60,8 @@ def _attend(q, k, v, bias, mask) -> jax.Array:
     """Returns `attend` for an accelerator without a kernel for it.
 
     Products have the type of q in both directions; XLA's own gradient of a softmax in float32 would multiply in
-    float32. The weights that the gradient needs are kept in the type of q, too.
+    float32. What the gradient needs is stored in the type of q, too: without `lax.optimization_barrier`, XLA stores
+    float32 matrices and rounds them in each product.
     """
     logits = _scores(q, k)
     logits = logits if bias is None else logits + bias
@@ -81,7 +82,7 @@ def _scores_forward(q, k):
 
 def _scores_backward(residuals, gradient):
     q, k = residuals
-    gradient = (gradient * q.shape[-1] ** -0.5).astype(q.dtype)
+    gradient = lax.optimization_barrier((gradient * q.shape[-1] ** -0.5).astype(q.dtype))
     return jnp.einsum("nhts,nshd->nthd", gradient, k), jnp.einsum("nhts,nthd->nshd", gradient, q)
 
 
@@ -95,7 +96,7 @@ def _mix(logits, v):
 
 
 def _mix_forward(logits, v):
-    weights = jax.nn.softmax(logits).astype(v.dtype)
+    weights = lax.optimization_barrier(jax.nn.softmax(logits).astype(v.dtype))
     y = jnp.einsum("nhts,nshd->nthd", weights, v)
     return y, (weights, v, y)
 

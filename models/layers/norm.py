@@ -19,9 +19,10 @@ computes mean((x - s)^2) - (mean - s)^2, whose relative error is about 1e-7 (1 +
 CPUs take two passes. Accelerators take one in two cases:
 
   GPU   s is the mean of an eighth of x, so r^2 is below 8 for any x. The norm "channel" still takes two passes.
-  TPU   Batch norm of bfloat16 takes the running mean as s. Because it is known before x, XLA sums within the
-        convolution that computes x. It starts at 0, where r is the mean in spreads. The error of 3e-7 r^2 is then a
-        fraction of the one that x itself has, whose rounding to 8 bits adds 1e-6 r^2 to 5e-6 r^2.
+  TPU   Norms of bfloat16 take one pass. Because s is known before x, XLA sums within the convolution or product that
+        computes x. Batch norm takes the running mean as s, which starts at 0; the others take 0. There, r is the mean
+        in spreads, and the error of 3e-7 r^2 is a fraction of the one that x itself has, whose rounding to 8 bits adds
+        1e-6 r^2 to 5e-6 r^2.
 """
 
 import contextlib
@@ -177,8 +178,8 @@ def _forward(x, scale, bias, axes, epsilon, axis_name, dtype, *shift):
 
 def _moments(x, axes, axis_name, shift=None) -> tuple[jax.Array, jax.Array]:
     """Returns mean and biased variance, float32; the arguments are those of `normalize`."""
-    if platform() == "tpu" and shift is not None and x.dtype == jnp.bfloat16 and not plain_wanted():
-        return _in_one_pass(x, jnp.where(jnp.isfinite(shift), shift, 0), axes, axis_name)
+    if platform() == "tpu" and x.dtype == jnp.bfloat16 and not plain_wanted():
+        return _in_one_pass(x, 0.0 if shift is None else jnp.where(jnp.isfinite(shift), shift, 0), axes, axis_name)
     if platform() == "gpu" and axes != (x.ndim - 1,) and not plain_wanted():
         axis = 1 if 1 in axes else axes[0]
         length = -(-x.shape[axis] // 8)

@@ -143,9 +143,8 @@ def _buffers(program):
 def test_on_a_tpu_a_step_is_at_most_that_of_plain_flax(name):
     """Bounds estimated cycles, and the peak of the memory, of networks with one block per stage."""
     ours, other = bench.rows(name, topology.read("v5e:1x1"), 0, 1)
-    # Measured above 1, and not understood yet: Swin's cycles 1.05 and peak 1.04, ConvNeXt's peak 1.13
-    cycles, peak = {"swin_t": (1.06, 1.05), "convnext_tiny": (1.0, 1.14)}.get(name, (1.0, 1.0))
-    assert ours["cycles"] <= cycles * other["cycles"], (ours, other)
+    peak = 1.15 if name == "convnext_tiny" else 1.0  # docs/benchmarks.md says which arrays ConvNeXt's has more
+    assert ours["cycles"] <= other["cycles"], (ours, other)
     assert ours["program_mib"] <= peak * other["program_mib"], (ours, other)
 
 

@@ -114,25 +114,28 @@ def test_accelerators_compute_variances_as_exactly_as_two_passes(spread, spreads
     assert variance_error(exact, "tpu", jnp.float32, jnp.zeros(16)) <= two
     two, start = variance_error(x, "cpu", jnp.bfloat16), variance_error(x, "tpu", jnp.bfloat16, jnp.zeros(16))
     assert start < 1.3 * two + 1e-6
+    assert variance_error(x, "tpu", jnp.bfloat16) == start  # the norms without a running mean
     shift = jnp.asarray(x.mean((0, 1, 2)) + spread, jnp.float32)
     assert variance_error(x, "tpu", jnp.bfloat16, shift) < 1.01 * two + 1e-6
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "passes"),
+    ("spec", "platform", "dtype", "passes"),
     [
-        ("cpu", "float32", 2),
-        ("tpu", "float32", 2),
-        ("tpu", "bfloat16", 1),
-        ("gpu", "float32", 1),
-        ("gpu", "bfloat16", 1),
+        ("batch", "cpu", "float32", 2),
+        ("batch", "tpu", "float32", 2),
+        ("batch", "tpu", "bfloat16", 1),
+        ("batch", "gpu", "float32", 1),
+        ("batch", "gpu", "bfloat16", 1),
+        ("channel", "tpu", "float32", 2),
+        ("channel", "tpu", "bfloat16", 1),
     ],
 )
-def test_statistics_wait_for_no_other_pass(platform, dtype, passes):
+def test_statistics_wait_for_no_other_pass(spec, platform, dtype, passes):
     """Counts the whole passes: sums over x that need an earlier sum over all of x."""
     x = jax.ShapeDtypeStruct((4, 16, 16, 8), dtype)
     with for_platform(platform):
-        module = layer("batch", dtype=dtype)
+        module = layer(spec, dtype=dtype)
         variables = jax.eval_shape(module.init, jax.random.key(0), x)
         jaxpr = jax.make_jaxpr(lambda v, x: module.apply(v, x, mutable=["batch_stats"]))(variables, x)
 
@@ -153,7 +156,7 @@ def test_statistics_wait_for_no_other_pass(platform, dtype, passes):
 
 
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
-@pytest.mark.parametrize("spec", ["batch", "group:4", "instance"])
+@pytest.mark.parametrize("spec", ["batch", "group:4", "instance", "channel"])
 def test_accelerators_have_the_outputs_and_gradients_of_a_cpu(platform, spec):
     params, x, dy = drawn_params(), drawn.images("x", SHAPE) + 1, drawn.images("dy", SHAPE)
     stats = {"batch_stats": {"mean": jnp.full(8, 0.7), "var": jnp.ones(8)}} if spec == "batch" else {}
