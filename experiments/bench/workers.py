@@ -259,9 +259,9 @@ def table(
     """Returns one row per call and worker.
 
     Keys: "what", "who", "side" ("ours", "peer"), "ms" (median per unit), "min_ms", "samples", "images_per_second",
-    "per_cpu_second", and the worker's own numbers ("peak_mib", "device_peak_mib", "params"); "times_first", the speed relative to the first
-    worker, and for ours "times_best", the speed relative to the fastest of the peer's. A worker that failed has
-    "failed", the reason, instead.
+    "per_cpu_second", and the worker's own numbers ("peak_mib", "device_peak_mib", "params"); "times_first", the speed
+    relative to the first worker, and for ours "times_best", the speed relative to the fastest of the peer's. A worker
+    that failed has "failed", the reason, instead.
     """
     rows = []
     for call in calls:
