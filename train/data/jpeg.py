@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from models.kernels import build
 from train.data.crops import Crop
@@ -112,8 +112,9 @@ def _agrees(function: Any, sides: tuple[int, int], scale: int, **options: Any) -
     """
     levels, file = np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8), io.BytesIO()
     Image.fromarray(levels).resize(sides).save(file, "jpeg", **options)
+    file.seek(0)
     box = (0.125 * sides[0] / scale, 20.5 / scale, 0.75 * sides[0] / scale, 100 / scale)
-    with Image.open(file) as image:
+    with JpegImagePlugin.JpegImageFile(file) as image:
         image.draft(None, (sides[0] // scale, sides[1] // scale))
         native = _called(function, image, Part(scale, box, (32, 24), (0, 0, 32, 24), bicubic=True, channels=3))
         expected = np.asarray(image.resize((32, 24), Image.Resampling.BICUBIC, box=box))

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def outcome(decoder: Decoder, encoded: bytes, seed: int | None):
     try:
         return decoder(encoded, None if seed is None else np.random.default_rng(seed))
     except Exception as error:  # PIL raises anything
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {re.sub('0x[0-9a-f]+', 'ADDRESS', str(error))}"
 
 
 class Counted:
