@@ -1,5 +1,6 @@
 """Every optimizer on the digits: what it learns, whether it resumes, its state and its time. See --help."""
 
+import contextlib
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,11 @@ USAGE = """Trains LeNet-300-100 on the digits with each optimizer of optimizer.n
     python -m experiments.bench.optimizers
     python -m experiments.bench.optimizers --names=lion,muon,sgd+sam --epochs=5
 
-For each, it compares a run that pauses in the middle with a whole one, bit by bit; trains on four devices; compares six
-steps on four devices with sharded (parallel=fsdp) and replicated parameters; and times the update of a ResNet-20. Rows
-of optimizers that are not named stay. optimizers.json and optimizers.md go to --out.
+For each, it compares a training that goes on from a checkpoint of its middle with a whole one, bit by bit; trains on
+four devices; compares eleven steps there with sharded (parallel=fsdp) and replicated parameters; and times the update of
+a ResNet-20. Rows of optimizers that are not named stay. optimizers.json and optimizers.md go to --out.
 """
-DEVICES = 4
+DEVICES, PER_CALL = 4, 11
 WRAPPED = {"sgd+sam": "sam(rho=0.05)", "sgd+asam": "asam(rho=0.5)"}  # names of rows besides those of optimizers
 COLUMNS = {
     "name": "optimizer",
@@ -71,10 +72,9 @@ def main() -> None:
 
 def config(name: str, epochs: int) -> Any:
     """Returns the config of a row: configs/digits.py with LeNet-300-100 and the optimizer."""
-    c: Any = cli.read_config([f"--config={ROOT}/configs/digits.py:lenet_300_100,epochs={epochs}"])
+    c: Any = cli.read_config([f"--config={ROOT}/configs/digits.py:lenet_300_100,norm=none,epochs={epochs}"])
     del c.model.width
-    c.devices, c.hooks, c.steps_per_call, c.optimizer.learning_rate = 1, "", 11, 0.0
-    c.evaluate_every = c.checkpoint_every = "0 steps"
+    c.hooks, c.steps_per_call, c.optimizer.learning_rate = "", PER_CALL, 0.0
     if name in WRAPPED:
         c.optimizer.sam = WRAPPED[name]
     else:
@@ -84,62 +84,108 @@ def config(name: str, epochs: int) -> Any:
     return c
 
 
+class Training:
+    """The training of a config, step by step.
+
+    Args:
+      c: the config.
+      devices: number of devices.
+      kind: the value of `parallel`.
+    """
+
+    def __init__(self, c: Any, devices: int, kind: str):
+        from train import run as builders
+        from train.setup.config import Reader
+        from train.state import initial_state
+
+        c.devices, c.parallel = devices, kind
+        reader = Reader.of(c)
+        self.network, variables = _network(c.duration, devices, kind)
+        plans = builders.build_plans(reader, self.network)
+        optimizer = builders.build_optimizer(reader, self.network, plans, variables)
+        self._call = builders.build_programs(reader, self.network, plans, optimizer)[1]
+        self.state = initial_state(variables, {}, optimizer.transformation, 0, optimizer.averaged is not None)
+
+    def advance(self, state: Any, start: int, end: int) -> Any:
+        """Returns the state, as numpy arrays, after the steps from `start` to `end`."""
+        feed, parallel = self.network.feed, self.network.parallel
+        state = parallel.place(state)
+        for _, items in feed.calls(start, end):
+            state, _ = self._call(state, feed.data, items)
+        return parallel.fetch(state)
+
+    def accuracy(self, state: Any) -> float:
+        """Returns the accuracy of the weights to evaluate on the test set."""
+        variables = state.evaluation_variables()
+        params = variables.pop("params")
+        alone = state.replace(params=params, model_state=variables, opt_state={}, ema={})  # one program for all
+        return self.network.evaluate(self.network.parallel.place(alone))["accuracy"]
+
+
+@functools.cache
+def _network(duration: str, devices: int, kind: str) -> tuple[Any, Any]:
+    """Returns the network of all rows on a number of devices, and its first variables."""
+    import jax
+
+    from train.run import build_network
+
+    c = config("sgd", 1)
+    c.duration, c.devices, c.parallel = duration, devices, kind
+    network = build_network(c)
+    return network, network.task.init(jax.random.key(0), network.feed.inputs)[0]
+
+
 def trained(name: str, epochs: int, folder: Path) -> dict[str, Any]:
-    """Returns the row of an optimizer without the time of its update; `folder` is for its runs."""
+    """Returns the row of an optimizer without the time of its update; `folder` is for a checkpoint."""
+    import jax
     import numpy as np
 
-    from train import loop
+    from models.errors import UserError
     from train.optim import catalogue
-    from train.storage import checkpoint
+    from train.storage.checkpoint import Checkpoints, unflatten
 
     c = config(name, epochs)
     entry = catalogue.ENTRIES[c.optimizer.name.partition("(")[0]]
-    whole = loop.train(c, folder / "whole")
-    loop.train(c, folder / "paused", until=whole["steps"] // 2)
-    loop.train(c, folder / "paused")
-    leaves, again = (checkpoint.read(folder / run)[0] for run in ("whole", "paused"))
-    same = leaves.keys() == again.keys() and all(np.array_equal(leaves[one], again[one]) for one in leaves)
-    state = sum(leaf.nbytes for one, leaf in leaves.items() if one.startswith(("opt_state/", "ema/params/")))
-    c.devices = DEVICES
-    four = loop.train(c, folder / "four")
+    one = Training(c, 1, "pmap")
+    total = one.network.total
+    half = total // 2 // PER_CALL * PER_CALL
+    middle = one.advance(one.state, 0, half)
+    whole = one.advance(middle, half, total)
+    with contextlib.closing(Checkpoints(folder)) as saved:
+        saved.save(half, middle, {}, {})
+        saved.wait()
+        leaves, _ = saved.restore(half)
+    again = Training(c, 1, "pmap")
+    resumed = again.advance(unflatten(again.state, leaves, name), half, total)
+    same = all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (whole, resumed)), strict=True))
+    four = Training(c, DEVICES, "pmap")
+    try:
+        sharded = Training(c, DEVICES, "fsdp")
+    except UserError:
+        sharded = None
+    stored = [*jax.tree.leaves(whole.opt_state), *jax.tree.leaves(whole.ema)]
     return {
         "name": name,
         "rate": entry.usual,
         "source": entry.source,
         "decay": entry.decay,
-        "one": whole["accuracy"],
-        "four": four["accuracy"],
-        "resumes": bool(same),
-        "fsdp": _sharded(c),
-        "bytes": round(state / whole["parameters"], 2),
+        "one": one.accuracy(whole),
+        "four": four.accuracy(four.advance(four.state, 0, total)),
+        "resumes": same,
+        "fsdp": sharded and _difference(four, sharded),
+        "bytes": round(sum(leaf.nbytes for leaf in stored) / sum(w.size for w in jax.tree.leaves(whole.params)), 2),
         "epochs": epochs,
     }
 
 
-def _sharded(c: Any) -> float | None:
-    """Returns the largest difference of sharded from replicated parameters after six steps, over the largest weight.
-
-    It is None where parallel=fsdp is refused.
-    """
+def _difference(a: Training, b: Training) -> float:
+    """Returns the largest difference between the parameters of two trainings after a call, over the largest weight."""
     import jax
     import numpy as np
 
-    from models.errors import UserError
-    from train.run import build_run
-
-    params = []
-    for kind in ("pmap", "fsdp"):
-        c.parallel = kind
-        try:
-            run = build_run(c)
-        except UserError:
-            return None
-        state = run.parallel.place(run.state)
-        for _, items in run.feed.calls(0, 6):
-            state, _ = run.train_call(state, run.feed.data, items)
-        params.append(jax.tree.leaves(run.parallel.fetch(state).params))
+    params = [jax.tree.leaves(one.advance(one.state, 0, PER_CALL).params) for one in (a, b)]
     largest = max(float(np.abs(leaf).max()) for leaf in params[0])
-    return max(float(np.abs(a - b).max()) for a, b in zip(*params, strict=True)) / largest
+    return max(float(np.abs(x - y).max()) for x, y in zip(*params, strict=True)) / largest
 
 
 def milliseconds(section: Any) -> float:

@@ -1,0 +1,39 @@
+"""The table of optimizers: each learns the digits on one and on four devices, and resumes to the bit."""
+
+import pytest
+
+from experiments.bench import optimizers
+from models.errors import UserError
+from tests.tiers import keep
+from tests.tiny import ROOT
+from train.optim import catalogue
+from train.storage.files import read_json
+
+NAMES = [*catalogue.ENTRIES, *optimizers.WRAPPED]
+LEAST = 0.75  # of the digits after 15 epochs at the usual learning rate
+
+
+def assert_learns(row):
+    assert row["resumes"] and min(row["one"], row["four"]) > LEAST, row
+    assert row["fsdp"] is None or row["fsdp"] < 1e-4, row
+    assert (row["fsdp"] is None) == (row["name"] == "sophia")
+
+
+@pytest.mark.parametrize("name", keep(("muon",), NAMES))
+def test_an_optimizer_learns_and_resumes(name, tmp_path):
+    assert_learns(optimizers.trained(name, 15, tmp_path))
+
+
+def test_the_committed_table_has_every_optimizer():
+    rows = read_json(ROOT / "experiments" / "results" / "bench" / "optimizers" / "optimizers.json")["rows"]
+    assert [row["name"] for row in rows] == NAMES
+    for row in rows:
+        assert_learns(row)
+        assert len(optimizers.cells(row)) == len(optimizers.COLUMNS) and all(optimizers.cells(row))
+        entry = catalogue.ENTRIES[row["name"].partition("+")[0]]
+        assert (row["rate"], row["decay"]) == (entry.usual, entry.decay)
+
+
+def test_the_time_of_an_update():
+    with pytest.raises(UserError, match="optimizer.name"):
+        optimizers.milliseconds(optimizers.config("nonsense", 1).optimizer)
