@@ -20,7 +20,7 @@ _SHOWN = 3  # mismatched arrays that an error lists
 
 
 class Images(NamedTuple):
-    """What the images of a network are.
+    """The images that a network takes.
 
     Attributes:
       shape: [H, W, C].

@@ -14,7 +14,6 @@ import models
 from models.errors import UserError, choice_error
 from models.explain import method
 from models.layers.endpoint import capture
-from train.setup import teacher as teachers
 from train.setup.config import Reader
 from train.tasks.classify import Classify
 
@@ -88,6 +87,8 @@ class Distill(Classify):
 
     def _fitted(self, feed):
         """Returns the teacher, after checks that it fits the data and the student."""
+        from train.setup import teacher as teachers  # it reads checkpoints; --help need not wait for that
+
         teacher, shape = teachers.load(self._where, getattr(self.model, "dtype", None)), feed.image_shape
         if line := teacher.check(shape, feed.classes):
             print(line, file=sys.stderr)
