@@ -83,7 +83,7 @@ class custom_vjp:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Rule:
-    """What `_tangents` computes; its operands are the function's arguments, the residuals, and the tangents.
+    """A function whose tangents `_tangents` computes from its arguments, the residuals, and the arguments' tangents.
 
     Attributes:
       function: Arguments -> list of outputs.
