@@ -22,8 +22,8 @@ USAGE = """Trains LeNet-300-100 on the digits with each optimizer of optimizer.n
     python -m experiments.bench.optimizers --names=lion,muon,sgd+sam --epochs=5
 
 For each, it compares a training that goes on from a checkpoint of its middle with a whole one, bit by bit; trains on
-four devices; compares eleven steps there with sharded (parallel=fsdp) and replicated parameters; and times the update of
-a ResNet-20. Rows of optimizers that are not named stay. optimizers.json and optimizers.md go to --out.
+four devices; compares eleven steps there with sharded (parallel=fsdp) and replicated parameters; and times the update
+of a ResNet-20. Rows of optimizers that are not named stay. optimizers.json and optimizers.md go to --out.
 """
 DEVICES, PER_CALL = 4, 11
 WRAPPED = {"sgd+sam": "sam(rho=0.05)", "sgd+asam": "asam(rho=0.5)"}  # names of rows besides those of optimizers
