@@ -50,6 +50,8 @@ class Distill(Classify):
       features: names of endpoints, e.g. "stage2|stage3"; "stage3:stage4" pairs the student's and the teacher's.
       attention: factor of attention transfer (beta; 1e3 in the authors' code).
       views: see `Classify`.
+      loss: see `Classify`.
+      threshold: see `Classify`.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Distill(Classify):
         features: str = "",
         attention: float = 1000.0,
         views: str = "one",
+        loss: str = "cross_entropy",
+        threshold: float | None = 0.0,
     ):
         if not temperature > 0:
             raise ValueError(f"temperature={temperature} must be above 0")
@@ -75,7 +79,7 @@ class Distill(Classify):
             raise ValueError(f"weight={weight} must be in [0, 1]")
         if not attention > 0:
             raise ValueError(f"attention={attention} must be above 0")
-        super().__init__(model, num_classes, config, to_steps, views=views)
+        super().__init__(model, num_classes, config, to_steps, views=views, loss=loss, threshold=threshold)
         self._where, self._temperature, self._weight, self._hard = teacher, temperature, weight, hard
         self._pairs, self._attention = _pairs(features), attention
 
