@@ -160,8 +160,10 @@ def usual(text: str, learning_rate: float) -> tuple[float, list[str]]:
             f"warning: optimizer.learning_rate={learning_rate:g} is {learning_rate / row.usual:,.0f} times the usual "
             f"one of {text}, {row.usual:g} ({row.source}); 0 stands for the usual one"
         ]
-    if row is None:
+    if row is None and plugins.split(text):
         raise UserError(f"optimizer.learning_rate=0 stands for the usual one, and {text} has none: set it")
+    if row is None:
+        return learning_rate, []  # `create` refuses the name
     return row.usual, [f"optimizer.learning_rate=0: {row.usual:g}, the usual one of {text} ({row.source})"]
 
 
