@@ -159,7 +159,7 @@ def section(**changes):
         {
             "name": "sgd(momentum=0.9)", "l1": 0.0, "prune": "", "share": "", "learning_rate": 0.1,
             "schedule": "constant", "warmup": "0 steps", "warmup_from": 0.0, "weight_decay": 0.0, "decay": ".*",
-            "clip_norm": 0.0, "multiplied": "update", **changes,
+            "clip_norm": 0.0, "adaptive_clip": 0.0, "sam": "", "multiplied": "update", **changes,
         }
     )  # fmt: skip
 

@@ -72,8 +72,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
         np.dtype("int32"),
     }
     text = str(jax.make_jaxpr(lambda v, x: run.task.model.apply(v, x))(run.state.variables(), jnp.zeros((1, 8, 8, 1))))
-    convolutions = [line for line in text.splitlines() if "conv_general_dilated" in line or "dot_general" in line]
-    assert convolutions and all("bf16" in line for line in convolutions)
+    convolutions = [line for line in text.splitlines() if " conv_dense[" in line or " product[" in line]
+    assert len(convolutions) >= 8 and all("bf16" in line for line in convolutions)
     _, _, exact = first_step()
     assert metrics["loss"][0][0] == pytest.approx(exact["loss"][0][0], rel=0.02)
 

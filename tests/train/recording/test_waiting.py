@@ -51,6 +51,7 @@ def test_the_progress_shows_the_share_if_it_is_large(seconds, computing, shown):
         step=0,
         batch_size=8,
         unit="images",
+        peak_mib=lambda: None,
         log_every=6,
         before=None,
     )

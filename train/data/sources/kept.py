@@ -19,7 +19,7 @@ _STAMP = "stamp"
 Arrays = dict[str, np.ndarray]
 
 
-def kept(kind: str, files: Sequence[str | Path], build: Callable[[], Arrays], least: int = LEAST) -> Arrays:
+def kept(kind: str, files: Sequence[str | Path], build: Callable[[], Arrays], least: int | None = None) -> Arrays:
     """Returns the index of some files: the kept one if all files have the size and time they had then, else a new one.
 
     A cache that cannot be written or is damaged only costs the time of building the index again.
@@ -28,7 +28,7 @@ def kept(kind: str, files: Sequence[str | Path], build: Callable[[], Arrays], le
       kind: what the index holds; indexes of other kinds are kept apart.
       files: the files that the index describes.
       build: makes the index; the first array has one row per entry.
-      least: entries from which an index is kept.
+      least: entries from which an index is kept; None for LEAST.
 
     Raises:
       UserError: a file cannot be read, or as `build` does.
@@ -38,7 +38,7 @@ def kept(kind: str, files: Sequence[str | Path], build: Callable[[], Arrays], le
         if arrays[_STAMP].tobytes() == stamp:
             return {name: arrays[name] for name in arrays if name != _STAMP}
     index = build()
-    if len(next(iter(index.values()))) >= least and _stamp(files) == stamp:
+    if len(next(iter(index.values()))) >= (LEAST if least is None else least) and _stamp(files) == stamp:
         _write(path, {_STAMP: np.frombuffer(stamp, np.uint8), **index})
     return index
 
