@@ -1,5 +1,6 @@
 """Checkpoints: the last and the best are kept, damage is detected, and a full disk is reported in one line."""
 
+import contextlib
 import errno
 import json
 import os
@@ -36,6 +37,20 @@ def test_round_trip_is_bitwise(tmp_path):
     np.testing.assert_array_equal(back["params"]["kernel"], TREE["params"]["kernel"])
     assert back["rng"].dtype == np.uint32 and int(back["step"]) == 1
     store.close()
+
+
+def test_arrays_without_elements_are_restored(tmp_path):
+    """Covers the state of GaLore, which has such arrays for parameters that it does not project."""
+    tree = {**TREE, "state": {"empty": jnp.zeros((0, 3), jnp.bfloat16), "one": jnp.ones(())}}
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as store:
+        store.save(1, tree, {}, {})
+        store.wait()
+        leaves, _ = store.restore(1)
+    back = checkpoint.unflatten(tree, leaves, "checkpoint")
+    assert back["state"]["empty"].shape == (0, 3) and back["state"]["empty"].dtype == jnp.bfloat16
+    assert float(back["state"]["one"]) == 1
+    with pytest.raises(UserError, match=r"\+ state/one"):
+        checkpoint.unflatten({**TREE, "state": {"empty": tree["state"]["empty"]}}, leaves, "checkpoint")
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):

@@ -23,7 +23,20 @@ from train.storage.files import is_full, remove
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
     """Returns the leaves of a tree by path, e.g. {"params/stem/conv/kernel": …}, which any reader can interpret."""
-    return {name: np.asarray(leaf) for name, leaf in named(tree).items()}
+    return {name: np.asarray(leaf) for name, leaf in with_elements(tree).items()}
+
+
+def with_elements(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by path, except those without elements, of which Orbax writes none."""
+    return {name: leaf for name, leaf in named(tree).items() if np.prod(np.shape(leaf))}
+
+
+def arranged(template: Any, leaves: Mapping[str, Any]) -> Any:
+    """Returns leaves by path, those of `with_elements`, in the structure of a template, with those that they lack."""
+    values = [
+        leaves[name] if name in leaves else np.zeros(leaf.shape, leaf.dtype) for name, leaf in named(template).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(template), values)
 
 
 def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any:
@@ -38,12 +51,12 @@ def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any
       UserError: names, shapes or types differ. The message lists up to five missing (-), unexpected (+) or other ones.
     """
     check_fits(template, leaves, what)
-    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in named(template)])
+    return arranged(template, leaves)
 
 
 def check_fits(template: Any, leaves: Mapping[str, Any], what: str) -> None:
     """Raises UserError as `unflatten` does; the leaves need only a shape and a dtype."""
-    expected = named(template)
+    expected = with_elements(template)
     faults = [f"- {name}" for name in expected.keys() - leaves.keys()]
     faults += [f"+ {name}" for name in leaves.keys() - expected.keys()]
     faults += [

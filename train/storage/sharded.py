@@ -17,7 +17,6 @@ import orbax.checkpoint as ocp
 
 from models.errors import UserError
 from train.devices import multihost
-from train.optim.parameters import named
 from train.storage import checkpoint, checkpoint_format
 from train.storage.files import read_json, remove, write_json
 
@@ -51,7 +50,7 @@ class ShardedCheckpoints(checkpoint.Checkpoints):
           scores: metrics on the test set.
         """
         self.wait()
-        leaves, temporary = named(state), self._temporary(step)
+        leaves, temporary = checkpoint.with_elements(state), self._temporary(step)
 
         def reserve():
             self._check_space(step, leaves)
@@ -131,7 +130,7 @@ class ShardedCheckpoints(checkpoint.Checkpoints):
             reason = str(error)
         if reason := next(filter(None, multihost.gather(reason)), ""):
             raise UserError(reason)
-        return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in named(template)])
+        return checkpoint.arranged(template, leaves)
 
     def close(self) -> None:
         """Waits for the save in progress and ends the threads."""
@@ -154,7 +153,7 @@ def read_shards(folder: Path, template: Any, what: str) -> dict[str, jax.Array]:
     try:
         with checkpoint_format.plain_path(folder) as plain:
             checkpoint.check_fits(template, checkpoint_format.shapes(plain / "state"), what)
-            restored = ocp.args.StandardRestore(named(template))
+            restored = ocp.args.StandardRestore(checkpoint.with_elements(template))
             return checkpoint_format.orbax_alone().restore(plain / "state", args=restored)
     except UserError:
         raise
