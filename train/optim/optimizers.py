@@ -225,8 +225,9 @@ def noisy_sgd(
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """Builds SGD with Gaussian noise of variance eta / (1 + t)^gamma on the gradient (Neelakantan 2015)."""
+    key = jax.random.PRNGKey(seed)  # an array of numbers, which checkpoints can hold
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, decay_mask), optax.noisy_sgd(learning_rate, eta, gamma, key=seed)
+        optax.add_decayed_weights(weight_decay, decay_mask), optax.noisy_sgd(learning_rate, eta, gamma, key=key)
     )
 
 
