@@ -225,10 +225,28 @@ def noisy_sgd(
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """Builds SGD with Gaussian noise of variance eta / (1 + t)^gamma on the gradient (Neelakantan 2015)."""
-    key = jax.random.PRNGKey(seed)  # an array of numbers, which checkpoints can hold
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, decay_mask), optax.noisy_sgd(learning_rate, eta, gamma, key=key)
+        optax.add_decayed_weights(weight_decay, decay_mask),
+        _storable(optax.noisy_sgd(learning_rate, eta, gamma, key=seed)),
     )
+
+
+def _storable(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keeps the random keys of a state as arrays of numbers, which checkpoints can hold."""
+
+    def is_key(leaf):
+        return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+    def stored(state):
+        return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
+
+    def update(updates, state, params=None):
+        kinds = jax.eval_shape(inner.init, params)
+        keys = jax.tree.map(lambda kind, leaf: jax.random.wrap_key_data(leaf) if is_key(kind) else leaf, kinds, state)
+        updates, state = inner.update(updates, keys, params)
+        return updates, stored(state)
+
+    return optax.GradientTransformation(lambda params: stored(inner.init(params)), update)
 
 
 def prodigy(

@@ -281,3 +281,10 @@ def test_the_usual_learning_rate_and_the_warning():
     assert catalogue.usual("mine.py:Own", 5.0) == (5.0, [])
     with pytest.raises(UserError, match="mine.py:Own has none: set it"):
         catalogue.usual("mine.py:Own", 0.0)
+
+
+@pytest.mark.parametrize("name", catalogue.ENTRIES)
+def test_every_state_consists_of_numbers_that_a_checkpoint_can_hold(name):
+    tx = catalogue.create(name, rate, DECAY, decay_mask)
+    for path, leaf in named(jax.eval_shape(tx.init, PARAMS)).items():
+        assert jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool, path
