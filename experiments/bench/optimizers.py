@@ -62,7 +62,9 @@ def main() -> None:
         with console.status(name), tempfile.TemporaryDirectory() as folder:
             learned = trained(name, EPOCHS.value, Path(folder)) if "train" in PARTS.value else {}
             times = {"ms": milliseconds(config(name, 1).optimizer)} if "time" in PARTS.value else {}
-        rows[name] = {**rows.get(name, {"name": name}), **learned, **times, "commit": environment["commit"]}
+        if learned:
+            learned["commit"] = environment["commit"]
+        rows[name] = {**rows.get(name, {"name": name}), **learned, **times}
         console.print(", ".join(filter(None, cells(rows[name]))), soft_wrap=True, highlight=False)
         ordered = [rows[name] for name in known if name in rows]
         write_json(path, {"rows": ordered, **environment})

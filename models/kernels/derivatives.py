@@ -129,12 +129,12 @@ def _transposed(gradients: Sequence[Any], *operands: Any, rule: _Rule) -> list[A
 def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], *, rule: _Rule) -> tuple[Any, Any]:
     """Returns the tangents and theirs: the second derivative, by JAX from `_evaluate`, which ignores the residuals."""
     of_arguments, of_kept, of_tangents = rule.split(tangents)
-    moves = [not isinstance(tangent, ad.Zero) for tangent in tangents]
-    if not any(not isinstance(tangent, ad.Zero) for tangent in of_arguments):  # linear in the tangents
+    if all(isinstance(tangent, ad.Zero) for tangent in of_arguments):  # linear in the tangents
         y = _tangents.bind(*operands, rule=rule)
         given = [ad.instantiate_zeros(tangent) for tangent in of_tangents]
         return y, _tangents.bind(*operands[: len(operands) - len(given)], *given, rule=rule)
-    moves[len(of_arguments) : len(of_arguments) + len(of_kept)] = [False] * len(of_kept)
+    first, last = len(of_arguments), len(of_arguments) + len(of_kept)
+    moves = [not isinstance(x, ad.Zero) and not first <= i < last for i, x in enumerate(tangents)]
 
     def of_moving(*moving: Any) -> list[Any]:
         values = iter(moving)
