@@ -86,34 +86,30 @@ def _goyal(c, a):
 
 
 def _modern(c, a):
-    if re.fullmatch(STOCHASTIC_DEPTH, a.model):
-        c.model.stochastic_depth = 0.1
-    c.duration = "300 epochs"
+    _adamw(c, a, rate=4e-3 * c.batch_size / 4096, warmup="20 epochs")
     c.ema_decay = 0.9999
-    c.optimizer.name = "adamw"
-    c.optimizer.learning_rate = 4e-3 * c.batch_size / 4096
-    c.optimizer.schedule = "cosine"
-    c.optimizer.warmup = "20 epochs"
-    c.optimizer.weight_decay = 0.05
-    c.optimizer.decay = ".*/kernel"
-    c.task.label_smoothing = 0.1
     c.data.augment = "flip|randaugment(2, 9)|erase(0.25)|mixup_cutmix(0.8, 1.0)"
 
 
 def _deit(c, a):
+    _adamw(c, a, rate=5e-4 * c.batch_size / 512, warmup="5 epochs")
+    c.data.repeats = 3
+    c.data.augment = "flip|randaugment_timm(9, 0.5)|erase(0.25)|mixup_cutmix(0.8, 1.0)"
+    c.data.interpolation = "bicubic"
+
+
+def _adamw(c, a, rate, warmup):
+    """Sets what the recipes of 300 epochs with AdamW share."""
     if re.fullmatch(STOCHASTIC_DEPTH, a.model):
         c.model.stochastic_depth = 0.1
     c.duration = "300 epochs"
     c.optimizer.name = "adamw"
-    c.optimizer.learning_rate = 5e-4 * c.batch_size / 512
+    c.optimizer.learning_rate = rate
     c.optimizer.schedule = "cosine"
-    c.optimizer.warmup = "5 epochs"
+    c.optimizer.warmup = warmup
     c.optimizer.weight_decay = 0.05
     c.optimizer.decay = ".*/kernel"
     c.task.label_smoothing = 0.1
-    c.data.repeats = 3
-    c.data.augment = "flip|randaugment_timm(9, 0.5)|erase(0.25)|mixup_cutmix(0.8, 1.0)"
-    c.data.interpolation = "bicubic"
 
 
 def _procedure(c, a):
