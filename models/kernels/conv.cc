@@ -88,16 +88,12 @@ static inline void Tile(const float* x, I step, const Tap* taps, I count, I inpu
 
 template <Kind K, int KO>
 static void Row(const float* x, I step, const Tap* taps, I count, I inputs, I d, float* out, I out_step, I places) {
-  auto run = [&](auto tile) {
+  constexpr int kMost = K == kEights ? kSums / 2 : std::min(8, kSums / KO);
+  Tiled<kMost>(places, [&](auto tile) {
     constexpr int T = decltype(tile)::value;
-    for (; places >= T; places -= T, x += T * step, out += T * out_step)
-      Tile<K, T, KO>(x, step, taps, count, inputs, d, out, out_step);
-  };
-  if (places % 8 && places % 7 == 0) run(std::integral_constant<int, 7>());
-  run(std::integral_constant<int, 8>());
-  run(std::integral_constant<int, 4>());
-  run(std::integral_constant<int, 2>());
-  run(std::integral_constant<int, 1>());
+    Tile<K, T, KO>(x, step, taps, count, inputs, d, out, out_step);
+    x += T * step, out += T * out_step;
+  });
 }
 
 // One phase of an output: places (row0 + i * rstep, col0 + j * cstep); their input is at (i * s.stride, j * s.stride).
@@ -320,19 +316,13 @@ static void DenseTap(const Band& b, const Shape& s, I i, I j, I first, I c0, I o
 
 template <int KO>
 static void DenseSums(const Band& b, const Shape& s, I first, I o, float* dk) {
-  constexpr int C = KO == 1 ? 16 : 8;
-  const I inputs = s.c / s.groups;
-  for (I c = 0; c < inputs;) {
-    const I left = inputs - c;
+  I c = 0;
+  Tiled<kSums / KO>(s.c / s.groups, [&](auto tile) {
+    constexpr int C = decltype(tile)::value;
     for (I i = 0; i < s.kh; ++i)
-      for (I j = 0; j < s.kw; ++j) {
-        if (left >= C) DenseTap<C, KO, 0>(b, s, i, j, first, c, o, dk);
-        else if (left >= 8) DenseTap<8, KO, 0>(b, s, i, j, first, c, o, dk);
-        else if (left >= 3) DenseTap<3, KO, 0>(b, s, i, j, first, c, o, dk);
-        else DenseTap<1, KO, 0>(b, s, i, j, first, c, o, dk);
-      }
-    c += left >= C ? C : left >= 8 ? 8 : left >= 3 ? 3 : 1;
-  }
+      for (I j = 0; j < s.kw; ++j) DenseTap<C, KO, 0>(b, s, i, j, first, c, o, dk);
+    c += C;
+  });
 }
 
 // Adds up the features [from, to), multiples of 2 kLanes (or all of them).

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <type_traits>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -14,12 +15,38 @@
 namespace ffi = xla::ffi;
 using I = int64_t;
 
-constexpr I kLanes = 16;  // one AVX-512 register, or two of AVX2
+// A Vec is one register: the compiler keeps sums in memory, forty times as slow, where it is made of several.
+#if defined(__AVX512F__)
+constexpr I kLanes = 16;
+constexpr int kSums = 16;  // registers for the sums of a loop, of 32
+#elif defined(__AVX__)
+constexpr I kLanes = 8;
+constexpr int kSums = 12;  // of 16
+#else  // SSE, NEON
+constexpr I kLanes = 4;
+constexpr int kSums = 12;
+#endif
 typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4)));
 typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
 
 static inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 static inline void Store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+
+template <int Most, class Step>
+static inline void WithSize(I size, const Step& step) {
+  if (size == Most) return step(std::integral_constant<int, Most>());
+  if constexpr (Most > 1) WithSize<Most - 1>(size, step);
+}
+
+// Calls step(T) for tiles that cover `count`; their sizes T, constants, are at most Most and differ by at most 1.
+template <int Most, class Step>
+static inline void Tiled(I count, const Step& step) {
+  for (I tiles = (count + Most - 1) / Most; tiles > 0; --tiles) {
+    const I size = (count + tiles - 1) / tiles;
+    WithSize<Most>(size, step);
+    count -= size;
+  }
+}
 
 // Runs work(0) ... work(count - 1) on the pool and on this thread; returns when all have ended.
 template <class F>
