@@ -1,10 +1,10 @@
 """Serves a trained network by HTTP: a page to drop an image on, and predictions as JSON. See --help."""
 
 import importlib.util
+import sys
 
 from absl import flags
 
-from models import command
 from models.errors import UserError
 from train import cli
 
@@ -37,10 +37,11 @@ def main(argv: list[str]) -> int:
     from train.serving.uploads import Limits
 
     listening = server.bound(HOST.value, PORT.value)  # before what takes long
-    console, local = command.console(stderr=True), server.is_loopback(listening)
+    local = server.is_loopback(listening)
     network = loaded.load(argv[1], CHECKPOINT.value if CHECKPOINT.present else None)
     if not local:
-        console.print(f"warning: --host={HOST.value}: other machines can reach this server, which asks for no password")
+        text = f"warning: --host={HOST.value}: other machines can reach this server, which asks for no password"
+        print(text, file=sys.stderr, flush=True)
     limits = Limits(MEGABYTES.value * 2**20, MEGAPIXELS.value * 10**6, REQUESTS.value, TIMEOUT.value)
     service = Service(network, limits, BATCH.value, WAIT.value / 1e3)
     about = f"{network.card['architecture']} ({network.card['format']}, {len(network.card['labels'])} classes)"
