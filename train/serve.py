@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     if missing := [name for module, name in LIBRARIES.items() if importlib.util.find_spec(module) is None]:
         raise UserError(f"train.serve needs {', '.join(missing)}: pip install -c constraints.txt -e '.[serve]'")
     from train.export import loaded
-    from train.serving import server
+    from train.serving import batcher, server
     from train.serving.app import Service
     from train.serving.uploads import Limits
 
@@ -43,11 +43,12 @@ def main(argv: list[str]) -> int:
         text = f"warning: --host={HOST.value}: other machines can reach this server, which asks for no password"
         print(text, file=sys.stderr, flush=True)
     limits = Limits(MEGABYTES.value * 2**20, MEGAPIXELS.value * 10**6, REQUESTS.value, TIMEOUT.value)
-    service = Service(network, limits, BATCH.value, WAIT.value / 1e3)
     about = f"{network.card['architecture']} ({network.card['format']}, {len(network.card['labels'])} classes)"
+    print(f"compiling {about} for batches of {', '.join(map(str, batcher.sizes(BATCH.value)))} …", flush=True)
+    service = Service(network, limits, BATCH.value, WAIT.value / 1e3)
 
     def ready() -> None:
-        print(f"{about} on {server.address(listening)}; ctrl-C ends it", flush=True)
+        print(f"serving on {server.address(listening)}; ctrl-C ends it", flush=True)
 
     return server.run(service.application(LOCAL if local else ["*"]), listening, TIMEOUT.value, ready)
 

@@ -136,7 +136,7 @@ def served(model: str) -> Iterator[int]:
     )
     try:
         assert process.stdout and process.stderr
-        address = re.search(r":(\d+); ctrl-C", process.stdout.readline())
+        address = re.search(r"serving on .*:(\d+); ctrl-C", "".join(process.stdout.readline() for _ in range(2)))
         if address is None:
             raise UserError(f"train.serve {model} does not start: {process.stderr.read().strip()}")
         yield int(address[1])

@@ -35,10 +35,9 @@ def served(folder, *flags):
         cwd=tiny.ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    line = process.stdout.readline()
-    address = re.search(r"http://[0-9.]+:(\d+); ctrl-C ends it$", line)
-    assert address, (line, process.stderr.read() if process.poll() is not None else "")
-    return process, int(address[1])
+    lines = process.stdout.readline(), process.stdout.readline()
+    assert re.fullmatch(r"compiling resnet8 \(\w+, 10 classes\) for batches of 1[, 248]* …\n", lines[0]), lines
+    return process, int(re.fullmatch(r"serving on http://[0-9.]+:(\d+); ctrl-C ends it\n", lines[1])[1])
 
 
 @pytest.fixture(scope="module")
