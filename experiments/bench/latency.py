@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -35,6 +35,7 @@ what the server cannot save: decoding the image and the forward pass, one after 
 network take turns, --rounds times. latency.json and latency.md go to --out.
 """
 ALONE = (1, 8)  # batch sizes of the forward pass
+LEAST = 3  # requests per client and turn
 CONTENT = (375, 500)  # height and width of the drawn image, those of a usual one of ImageNet
 
 
@@ -78,27 +79,25 @@ def measured(model: str, network: "Loaded", image: bytes) -> list[dict[str, Any]
     pixels = network.prepared(image)[0]
     batches = {size: np.repeat(pixels[None], size, 0) for size in ALONE}
     with served(model) as port:
-        ways: dict[str, tuple[int, Callable[[], list[float]]]] = {
-            f"forward pass alone, batch {size}": (size, lambda size=size: repeated(lambda: network.run(batches[size])))
+        ways: dict[str, Callable[[], Measured]] = {
+            f"forward pass alone, batch {size}": lambda size=size: repeated(lambda: network.run(batches[size]), size)
             for size in ALONE
         }
-        ways["decoding and forward pass, batch 1"] = (
-            1,
-            lambda: repeated(lambda: network.run(network.prepared(image)[0][None])),
+        ways["decoding and forward pass, batch 1"] = lambda: repeated(
+            lambda: network.run(network.prepared(image)[0][None])
         )
         for clients in map(int, CLIENTS.value):
-            ways[f"served, {clients} client{'s' * (clients > 1)}"] = (
-                clients,
-                lambda clients=clients: asyncio.run(requested(port, clients, image)),
+            ways[f"served, {clients} client{'s' * (clients > 1)}"] = lambda clients=clients: asyncio.run(
+                requested(port, clients, image)
             )
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(ROUNDS.value + 1):
-            for way, (images, measure) in ways.items():
-                some = measure()
+            for way, measure in ways.items():
+                result = measure()
                 if turn:  # the first warms up
-                    seconds[way] += some
-                    rates[way].append(images * len(some) / sum(some))
+                    seconds[way] += result.seconds
+                    rates[way].append(result.rate)
     return [
         {
             "way": way,
@@ -111,14 +110,21 @@ def measured(model: str, network: "Loaded", image: bytes) -> list[dict[str, Any]
     ]
 
 
-def repeated(call: Callable[[], Any]) -> list[float]:
-    """Returns the seconds of calls, one after the other for --seconds."""
-    ends, seconds = time.perf_counter() + SECONDS.value, []
-    while time.perf_counter() < ends or not seconds:
+class Measured(NamedTuple):
+    """Seconds of calls or requests, and images per second of all of them together."""
+
+    seconds: list[float]
+    rate: float
+
+
+def repeated(call: Callable[[], Any], images: int = 1) -> Measured:
+    """Measures calls, each for some images, one after the other for --seconds."""
+    started, seconds = time.perf_counter(), []
+    while time.perf_counter() < started + SECONDS.value or not seconds:
         began = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - began)
-    return seconds
+    return Measured(seconds, images * len(seconds) / sum(seconds))
 
 
 @contextlib.contextmanager
@@ -145,15 +151,18 @@ def served(model: str) -> Iterator[int]:
         process.wait()
 
 
-async def requested(port: int, clients: int, image: bytes) -> list[float]:
-    """Returns the seconds of requests that clients send at the same time for --seconds."""
+async def requested(port: int, clients: int, image: bytes) -> Measured:
+    """Measures requests of clients at the same time, for --seconds and at least LEAST requests of each client.
+
+    The first request of each client is left out of the seconds: all of them arrive at once.
+    """
     head = f"POST /predict?top=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(image)}\r\n\r\n"
-    request, ends = head.encode() + image, time.perf_counter() + SECONDS.value
+    request, started = head.encode() + image, time.perf_counter()
 
     async def client() -> list[float]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         seconds = []
-        while time.perf_counter() < ends or not seconds:
+        while time.perf_counter() < started + SECONDS.value or len(seconds) < LEAST:
             began = time.perf_counter()
             writer.write(request)
             answer = await reader.readuntil(b"\r\n\r\n")
@@ -165,7 +174,9 @@ async def requested(port: int, clients: int, image: bytes) -> list[float]:
         writer.close()
         return seconds
 
-    return [one for some in await asyncio.gather(*(client() for _ in range(clients))) for one in some]
+    by_client = await asyncio.gather(*(client() for _ in range(clients)))
+    rate = sum(map(len, by_client)) / (time.perf_counter() - started)
+    return Measured([one for seconds in by_client for one in seconds[1:]], rate)
 
 
 COLUMNS = ("network", "way", "median", "95th percentile", "images/s")
@@ -182,8 +193,9 @@ def markdown(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) 
     return f"""# What serving costs
 
 `python -m experiments.bench.latency`: clients on the server's machine, each of which sends an image of
-{environment["image_bytes"]:,} bytes after the other. All ways of a network took turns. {environment["device"]}, commit
-{environment["commit"]}, on {environment["cores"]} cores.
+{environment["image_bytes"]:,} bytes after the other. The times leave out the first request of each, which all send at
+once. All ways of a network took turns. {environment["device"]}, commit {environment["commit"]}, on
+{environment["cores"]} cores.
 
 {markdown_table(COLUMNS, list(map(cells, rows)))}
 """
