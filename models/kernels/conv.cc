@@ -10,21 +10,6 @@ constexpr I kParts = 16;  // of a sum over images
 constexpr I kLargeSums = 1 << 17;  // floats
 constexpr I kPlaces = 160;  // of a band in a sum: its x and dy of a block of channels stay in the first cache
 
-// Rows [first, first + rows) of image `n`, rows and columns outside of it zero, each `width` pixels from column -left.
-static void CopyPadded(const float* x, const Shape& s, I n, I first, I rows, I left, I width, float* to) {
-  for (I r = 0; r < rows; ++r, to += width * s.c) {
-    const I row = first + r;
-    if (row < 0 || row >= s.h) {
-      std::memset(to, 0, sizeof(float) * width * s.c);
-      continue;
-    }
-    const I begin = std::min(left, width), count = std::max<I>(0, std::min(s.w, width - begin));
-    std::memset(to, 0, sizeof(float) * begin * s.c);
-    std::memcpy(to + begin * s.c, x + (n * s.h + row) * s.w * s.c, sizeof(float) * count * s.c);
-    std::memset(to + (begin + count) * s.c, 0, sizeof(float) * (width - begin - count) * s.c);
-  }
-}
-
 // Whether a kernel [kh, kw, inputs, features] and `images` are of the shape, and its channels of a kind of loop below.
 static bool Fits(const Shape& s, I images, I inputs, I features) {
   if (s.kh < 1 || images != s.n || s.c % s.groups || s.d % s.groups) return false;
@@ -45,45 +30,47 @@ struct Tap {
 enum Kind { kDense, kDepthwise, kFours, kEights };  // the last two: groups of so many channels
 
 template <int G>
-static inline Vec Spread(Vec x, int c) {  // in each group of G lanes, its lane c
+static inline Wide Spread(const float* x, int k) {  // of the vector x, register k / G: in each group, its lane k % G
+  const int c = k % G, first = k / G * kWide;
+  if constexpr (G > kWide) return Wide{} + x[first / G * G + c];
   Lanes from;
-  for (int lane = 0; lane < kLanes; ++lane) from[lane] = lane / G * G + c;
-  return __builtin_shuffle(x, from);
+  for (int lane = 0; lane < kWide; ++lane) from[lane] = lane / G * G + c;
+  return __builtin_shuffle(Load(x + first), from);
 }
 
 // T places of a row, KO vectors of features; the input of place t is `step` floats after that of place t - 1.
 template <Kind K, int T, int KO>
 static inline void Tile(const float* x, I step, const Tap* taps, I count, I inputs, I d, float* out, I out_step) {
-  Vec sum[T][KO] = {};
+  constexpr int R = KO * kRegisters;
+  Wide sum[T][R] = {};
   for (I tap = 0; tap < count; ++tap) {
     const float* at = x + taps[tap].offset;
     const float* weight = taps[tap].weight;
     if constexpr (K == kDepthwise) {
-      for (int k = 0; k < KO; ++k) {
-        const Vec w = Load(weight + k * kLanes);
-        for (int t = 0; t < T; ++t) sum[t][k] += Load(at + t * step + k * kLanes) * w;
+      for (int k = 0; k < R; ++k) {
+        const Wide w = Load(weight + k * kWide);
+        for (int t = 0; t < T; ++t) sum[t][k] += Load(at + t * step + k * kWide) * w;
       }
     } else if constexpr (K == kFours || K == kEights) {
       constexpr int G = K == kFours ? 4 : 8;
-      Vec w[G];
-      for (int c = 0; c < G; ++c) w[c] = Load(weight + c * d);
-      for (int t = 0; t < T; ++t) {
-        const Vec value = Load(at + t * step);
-        for (int c = 0; c < G; ++c) sum[t][0] += Spread<G>(value, c) * w[c];
-      }
+      for (int k = 0; k < R; ++k)
+        for (int c = 0; c < G; ++c) {
+          const Wide w = Load(weight + c * d + k * kWide);
+          for (int t = 0; t < T; ++t) sum[t][k] += Spread<G>(at + t * step, k * G + c) * w;
+        }
     } else {
       for (I c = 0; c < inputs; ++c, weight += d) {
-        Vec w[KO];
-        for (int k = 0; k < KO; ++k) w[k] = Load(weight + k * kLanes);
+        Wide w[R];
+        for (int k = 0; k < R; ++k) w[k] = Load(weight + k * kWide);
         for (int t = 0; t < T; ++t) {
           const float value = at[t * step + c];
-          for (int k = 0; k < KO; ++k) sum[t][k] += value * w[k];
+          for (int k = 0; k < R; ++k) sum[t][k] += value * w[k];
         }
       }
     }
   }
   for (int t = 0; t < T; ++t)
-    for (int k = 0; k < KO; ++k) Store(out + t * out_step + k * kLanes, sum[t][k]);
+    for (int k = 0; k < R; ++k) Store(out + t * out_step + k * kWide, sum[t][k]);
 }
 
 template <Kind K, int KO>
@@ -93,9 +80,10 @@ static void Row(const float* x, I step, const Tap* taps, I count, I inputs, I d,
     for (; places >= T; places -= T, x += T * step, out += T * out_step)
       Tile<K, T, KO>(x, step, taps, count, inputs, d, out, out_step);
   };
-  if (places % 8 && places % 7 == 0) run(std::integral_constant<int, 7>());
-  run(std::integral_constant<int, 8>());
-  run(std::integral_constant<int, 4>());
+  constexpr int T = std::max(1, std::min(8, kSums / KO / kRegisters));
+  if (T == 8 && places % 8 && places % 7 == 0) run(std::integral_constant<int, std::min(7, T)>());
+  run(std::integral_constant<int, T>());
+  run(std::integral_constant<int, std::min(4, T)>());
   run(std::integral_constant<int, 2>());
   run(std::integral_constant<int, 1>());
 }
@@ -252,17 +240,20 @@ struct Band {  // some output rows of an image, and their padded input
 // dk[i, j0 ... j0 + J, c] += x dy, J taps of a row at once
 template <int J>
 static void DepthwiseTaps(const Band& b, const Shape& s, I i, I j0, I c, float* dk) {
-  Vec sum[J];
-  for (int j = 0; j < J; ++j) sum[j] = Load(dk + (i * s.kw + j0 + j) * s.d + c);
+  Wide sum[J][kRegisters];
+  for (int j = 0; j < J; ++j)
+    for (int k = 0; k < kRegisters; ++k) sum[j][k] = Load(dk + (i * s.kw + j0 + j) * s.d + c + k * kWide);
   for (I r = 0; r < b.rows; ++r) {
     const float* x = b.x + ((r * s.stride[0] + i * s.dilation[0]) * b.width + j0 * s.dilation[1]) * s.c + c;
     const float* dy = b.dy + r * s.ow * s.d + c;
-    for (I q = 0; q < s.ow; ++q, x += s.stride[1] * s.c, dy += s.d) {
-      const Vec g = Load(dy);
-      for (int j = 0; j < J; ++j) sum[j] += Load(x + j * s.dilation[1] * s.c) * g;
-    }
+    for (I q = 0; q < s.ow; ++q, x += s.stride[1] * s.c, dy += s.d)
+      for (int k = 0; k < kRegisters; ++k) {
+        const Wide g = Load(dy + k * kWide);
+        for (int j = 0; j < J; ++j) sum[j][k] += Load(x + j * s.dilation[1] * s.c + k * kWide) * g;
+      }
   }
-  for (int j = 0; j < J; ++j) Store(dk + (i * s.kw + j0 + j) * s.d + c, sum[j]);
+  for (int j = 0; j < J; ++j)
+    for (int k = 0; k < kRegisters; ++k) Store(dk + (i * s.kw + j0 + j) * s.d + c + k * kWide, sum[j][k]);
 }
 
 static void DepthwiseSums(const Band& b, const Shape& s, float* dk) {
@@ -295,43 +286,42 @@ static void DepthwiseSums(const Band& b, const Shape& s, float* dk) {
 // dk[i, j, c0 ... c0 + C, o ... o + 16 KO] += x dy; G > 0: lanes are groups of G channels, C = G
 template <int C, int KO, int G>
 static void DenseTap(const Band& b, const Shape& s, I i, I j, I first, I c0, I o, float* dk) {
+  constexpr int R = KO * kRegisters;
   float* at = dk + ((i * s.kw + j) * (s.c / s.groups) + c0) * s.d + o;
-  Vec sum[C][KO];
+  Wide sum[C][R];
   for (int c = 0; c < C; ++c)
-    for (int k = 0; k < KO; ++k) sum[c][k] = Load(at + c * s.d + k * kLanes);
+    for (int k = 0; k < R; ++k) sum[c][k] = Load(at + c * s.d + k * kWide);
   for (I r = 0; r < b.rows; ++r) {
     const float* x = b.x + ((r * s.stride[0] + i * s.dilation[0]) * b.width + j * s.dilation[1]) * s.c + first + c0;
     const float* dy = b.dy + r * s.ow * s.d + o;
     for (I q = 0; q < s.ow; ++q, x += s.stride[1] * s.c, dy += s.d) {
-      Vec g[KO];
-      for (int k = 0; k < KO; ++k) g[k] = Load(dy + k * kLanes);
-      if constexpr (G > 0) {
-        const Vec value = Load(x);
-        for (int c = 0; c < C; ++c) sum[c][0] += Spread<G>(value, c) * g[0];
-      } else {
-        for (int c = 0; c < C; ++c)
-          for (int k = 0; k < KO; ++k) sum[c][k] += x[c] * g[k];
-      }
+      Wide g[R];
+      for (int k = 0; k < R; ++k) g[k] = Load(dy + k * kWide);
+      for (int c = 0; c < C; ++c)
+        for (int k = 0; k < R; ++k) {
+          if constexpr (G > 0) sum[c][k] += Spread<G>(x, k * G + c) * g[k];
+          else sum[c][k] += x[c] * g[k];
+        }
     }
   }
   for (int c = 0; c < C; ++c)
-    for (int k = 0; k < KO; ++k) Store(at + c * s.d + k * kLanes, sum[c][k]);
+    for (int k = 0; k < R; ++k) Store(at + c * s.d + k * kWide, sum[c][k]);
 }
 
 template <int KO>
 static void DenseSums(const Band& b, const Shape& s, I first, I o, float* dk) {
-  constexpr int C = KO == 1 ? 16 : 8;
+  constexpr int C = std::max(1, kSums / KO / kRegisters);
   const I inputs = s.c / s.groups;
   for (I c = 0; c < inputs;) {
     const I left = inputs - c;
     for (I i = 0; i < s.kh; ++i)
       for (I j = 0; j < s.kw; ++j) {
         if (left >= C) DenseTap<C, KO, 0>(b, s, i, j, first, c, o, dk);
-        else if (left >= 8) DenseTap<8, KO, 0>(b, s, i, j, first, c, o, dk);
-        else if (left >= 3) DenseTap<3, KO, 0>(b, s, i, j, first, c, o, dk);
+        else if (C > 8 && left >= 8) DenseTap<std::min(8, C), KO, 0>(b, s, i, j, first, c, o, dk);
+        else if (C > 3 && left >= 3) DenseTap<std::min(3, C), KO, 0>(b, s, i, j, first, c, o, dk);
         else DenseTap<1, KO, 0>(b, s, i, j, first, c, o, dk);
       }
-    c += left >= C ? C : left >= 8 ? 8 : left >= 3 ? 3 : 1;
+    c += left >= C ? C : C > 8 && left >= 8 ? 8 : C > 3 && left >= 3 ? 3 : 1;
   }
 }
 

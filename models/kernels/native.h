@@ -14,12 +14,23 @@
 namespace ffi = xla::ffi;
 using I = int64_t;
 
-constexpr I kLanes = 16;  // one AVX-512 register, or two of AVX2
-typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4)));
-typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
+constexpr I kLanes = 16;  // features of a vector: one register of AVX-512, two of AVX2, four of others
+// Loops hold registers, not vectors: GCC keeps longer vectors than the machine's in memory, a hundred times slower.
+#if defined(__AVX512F__)
+constexpr int kWide = 16, kSums = 16;  // floats of a register, and registers for sums
+#elif defined(__AVX__)
+constexpr int kWide = 8, kSums = 12;
+#elif defined(__aarch64__)
+constexpr int kWide = 4, kSums = 24;
+#else
+constexpr int kWide = 4, kSums = 12;
+#endif
+constexpr int kRegisters = kLanes / kWide;  // of a vector
+typedef float Wide __attribute__((vector_size(4 * kWide), aligned(4)));
+typedef int32_t Lanes __attribute__((vector_size(4 * kWide)));
 
-static inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-static inline void Store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+static inline Wide Load(const float* p) { return *reinterpret_cast<const Wide*>(p); }
+static inline void Store(float* p, Wide v) { *reinterpret_cast<Wide*>(p) = v; }
 
 // Runs work(0) ... work(count - 1) on the pool and on this thread; returns when all have ended.
 template <class F>
@@ -62,6 +73,21 @@ static Shape MakeShape(const Array& read, I oh, I ow, I d, I kh, I kw, I groups,
   auto r = read.dimensions();
   return {r[0], r[1], r[2], r[3], oh, ow, d, kh, kw, groups,
           {strides[0], strides[1]}, {low[0], low[1]}, {dilation[0], dilation[1]}};
+}
+
+// Rows [first, first + rows) of image `n`, rows and columns outside of it zero, each `width` pixels from column -left.
+static void CopyPadded(const float* x, const Shape& s, I n, I first, I rows, I left, I width, float* to) {
+  for (I r = 0; r < rows; ++r, to += width * s.c) {
+    const I row = first + r;
+    if (row < 0 || row >= s.h) {
+      std::memset(to, 0, sizeof(float) * width * s.c);
+      continue;
+    }
+    const I begin = std::min(left, width), count = std::max<I>(0, std::min(s.w, width - begin));
+    std::memset(to, 0, sizeof(float) * begin * s.c);
+    std::memcpy(to + begin * s.c, x + (n * s.h + row) * s.w * s.c, sizeof(float) * count * s.c);
+    std::memset(to + (begin + count) * s.c, 0, sizeof(float) * (width - begin - count) * s.c);
+  }
 }
 
 // Whether arrays have four axes and attributes two numbers, all in their range: only the number of images may be 0.

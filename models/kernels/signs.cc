@@ -5,7 +5,7 @@
 #endif
 
 using Words = ffi::Buffer<ffi::U32>;
-typedef uint32_t Bits __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef uint32_t Bits __attribute__((vector_size(4 * kWide), aligned(4)));
 
 static inline Bits Ones(Bits v) {  // how many bits of each lane are set
 #ifdef __AVX512VPOPCNTDQ__
@@ -38,20 +38,22 @@ struct SignTap {
 template <int T, int KO>
 static inline void SignTile(const uint32_t* x, I step, const std::vector<SignTap>& taps, I words, I features, I o, I c,
                             float* out, I d) {
-  Bits sum[T][KO] = {};
+  constexpr int R = KO * kRegisters;
+  Bits sum[T][R] = {};
   for (const auto& tap : taps) {
     const uint32_t* at = x + tap.offset;
     const uint32_t* kernel = tap.kernel + o;
     for (I word = 0; word < words; ++word, kernel += features)
       for (int t = 0; t < T; ++t) {
         const Bits value = Bits{} + at[t * step + word];
-        for (int k = 0; k < KO; ++k) sum[t][k] += Ones(value ^ *reinterpret_cast<const Bits*>(kernel + k * kLanes));
+        for (int k = 0; k < R; ++k) sum[t][k] += Ones(value ^ *reinterpret_cast<const Bits*>(kernel + k * kWide));
       }
   }
   for (int t = 0; t < T; ++t)
-    for (int k = 0; k < KO; ++k) {  // equal signs less those that differ
-      const Vec y = __builtin_convertvector(int32_t(taps.size() * c) - 2 * (Lanes)sum[t][k], Vec);
-      std::memcpy(out + t * d + o + k * kLanes, &y, sizeof(float) * std::min(kLanes, d - o - k * kLanes));
+    for (int k = 0; k < R; ++k) {  // equal signs less those that differ
+      const Wide y = __builtin_convertvector(int32_t(taps.size() * c) - 2 * (Lanes)sum[t][k], Wide);
+      const I left = std::max<I>(0, std::min<I>(kWide, d - o - k * kWide));
+      std::memcpy(out + t * d + o + k * kWide, &y, sizeof(float) * left);
     }
 }
 
