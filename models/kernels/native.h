@@ -1,4 +1,4 @@
-// What conv.cc and signs.cc share: vectors, threads, and how XLA's foreign function interface calls them (native.py).
+// What conv.cc, signs.cc and blocks.cc share: vectors, threads, and how XLA's foreign function interface calls them (native.py).
 #pragma once
 #include <algorithm>
 #include <atomic>

@@ -10,7 +10,10 @@ from flax.linen import dtypes
 from jax import lax
 
 from models.errors import UserError, choice_error
+from models.kernels import blocks
 from models.kernels.convolution import Padding, Pair, conv2d, pair, pair_of_pairs, product, unfused
+
+BLOCKS = "blocks"  # name of the collection of the nonzero blocks of kernels, see models/compress/skip.py
 
 
 def same(sizes: Sequence[int], taps: Pair, strides: Pair, dilation: Pair) -> Padding:
@@ -99,6 +102,9 @@ class Conv(nn.Module):
     def convolve(self, x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, dilation: Pair) -> jax.Array:
         """Convolves x with the learned kernel, in the type of the computation, without the bias."""
         x, kernel = dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
+        if self.has_variable(BLOCKS, "kernel") and blocks.supports(x, padding):
+            nonzero = self.get_variable(BLOCKS, "kernel")
+            return blocks.convolve(x, nonzero, kernel.shape[:2], strides, padding, dilation, self.groups)
         return conv2d(x, kernel, strides, padding, dilation, self.groups)
 
 
@@ -142,4 +148,6 @@ class Dense(nn.Module):
     def multiply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Multiplies x with the learned kernel, in the type of the computation, without the bias."""
         x, kernel = dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
+        if self.has_variable(BLOCKS, "kernel") and blocks.supports(x):
+            return blocks.multiply(x, self.get_variable(BLOCKS, "kernel"))
         return product(x, kernel)

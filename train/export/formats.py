@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import models
 from models import weights
-from models.compress import file
+from models.compress import file, skip
 from models.errors import UserError
 from models.kernels.tracing import lowering
 from models.weights import preprocessing
@@ -65,12 +66,13 @@ class Format(NamedTuple):
 
 
 def of_variables(model: nn.Module, variables: Mapping[str, Any], card: Mapping[str, Any]) -> Opened:
-    """Returns a flax module as a function of pixels."""
-    variables = jax.device_put(dict(variables))
+    """Returns a flax module as a function of pixels; on a CPU, it skips the zero blocks of pruned kernels."""
+    opened = skip.opened(model, variables, *models.abstract(card["inputs"]))
+    variables = jax.device_put(opened.variables)
 
     @jax.jit
     def compute(variables, pixels):
-        logits = cast("jax.Array", model.apply(variables, graph.normalized(pixels, card["preprocessing"])))
+        logits = cast("jax.Array", opened.apply(variables, graph.normalized(pixels, card["preprocessing"])))
         return graph.to_probabilities(logits, card["probabilities"]), logits
 
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
