@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from models.compress import fold
 from models.kernels import blocks
-from models.layers.conv import BLOCKS, Conv, Dense
+from models.layers.conv import BLOCKS, Conv, Dense, width_of
 
 LEAST = 0.4  # share of zero blocks from which a kernel is surely faster by its nonzero ones
 
@@ -74,8 +74,10 @@ def _layers(model: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> set
     paths = set()
 
     def read(call, args, kwargs, context):
-        if context.method_name == "__call__" and type(context.module) in (Conv, Dense):
-            paths.add((*context.module.path, "kernel"))
+        layer = context.module
+        if context.method_name == "__call__" and type(layer) in (Conv, Dense):
+            if width_of(layer) % (blocks.SIZE * getattr(layer, "groups", 1)) == 0:
+                paths.add((*layer.path, "kernel"))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(read):

@@ -21,7 +21,7 @@ import numpy as np
 
 import models
 from models import weights
-from models.compress import file, skip
+from models.compress import file, skip, two_four
 from models.errors import UserError
 from models.kernels.tracing import lowering
 from models.weights import preprocessing
@@ -99,6 +99,18 @@ def _write_safetensors(network: PortableNetwork, card: Card, path: Path) -> Card
     about |= {"license": card["license"] or "", **({} if facts is None else {"preprocessing": facts})}
     weights.save(path, network.create(), network.variables, about)
     return {"usage": _OURS}
+
+
+def _write_semi_structured(network: PortableNetwork, card: Card, path: Path) -> Card:
+    arrays = weights.to_arrays(network.create(), network.variables, "ablate")
+    weights.write(path, two_four.dump(arrays), {"format": "pt"})
+    packed = {name: list(np.shape(array)) for name, array in arrays.items() if two_four.fits(array)}
+    return {
+        "packed": packed,
+        "usage": "torch.sparse.SparseSemiStructuredTensorCUTLASS(torch.Size([outputs, taps * inputs]), "
+        "packed=arrays[NAME + '.values'], meta=arrays[NAME + '.metadata'], packed_t=None, meta_t=None, "
+        "compressed_swizzled_bitmask=None), with arrays = safetensors.torch.load_file(" + repr(path.name) + ")",
+    }
 
 
 def _open_weights(folder: Path, card: Card) -> Opened:
@@ -304,5 +316,6 @@ FORMATS = {
     "stablehlo": Format(
         "model.stablehlo", _write_stablehlo, _open_stablehlo, folds=graph.FOLDS, outside=_stablehlo_outside
     ),
+    "semi_structured": Format("model.safetensors", _write_semi_structured, _open_weights, exact=True),
     "compressed": Format(f"model{file.SUFFIX}", _write_compressed, _open_weights, exact=True),
 }
