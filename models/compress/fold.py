@@ -108,7 +108,7 @@ class Folded(NamedTuple):
     pairs: list[Pair]
 
     def apply(self, model: nn.Module) -> Callable[..., Any]:
-        """Returns apply(variables, *inputs) of the network, for these or equally shaped variables."""
+        """Returns the network as a function (variables, *inputs), for these or equally shaped variables."""
         removed = {pair.norm for pair in self.pairs}
 
         def without(call, args, kwargs, context):

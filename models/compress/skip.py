@@ -75,9 +75,9 @@ def _layers(model: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> set
 
     def read(call, args, kwargs, context):
         layer = context.module
-        if context.method_name == "__call__" and type(layer) in (Conv, Dense):
-            if width_of(layer) % (blocks.SIZE * getattr(layer, "groups", 1)) == 0:
-                paths.add((*layer.path, "kernel"))
+        is_plain = context.method_name == "__call__" and type(layer) in (Conv, Dense)
+        if is_plain and width_of(layer) % (blocks.SIZE * getattr(layer, "groups", 1)) == 0:
+            paths.add((*layer.path, "kernel"))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(read):

@@ -5,8 +5,8 @@
 
 A kernel [kh, kw, C, D] or [C, D] is stored as a matrix [D, K] with K = kh kw C: a row per output feature, taps before
 inputs (CUTLASS's filters KRSC). Of each four neighbors in a row, `values` keeps two, float16, and `metadata` has their
-positions, two bits each: 0b(second)(first), four pairs in an int16, in CUTLASS's order of words. PyTorch's
-SparseSemiStructuredTensorCUTLASS holds the same arrays. (cuSPARSELt compresses the dense matrix into a form of its own.)
+positions, two bits each, the first in the lower bits, four pairs in an int16, in CUTLASS's order of words. PyTorch's
+SparseSemiStructuredTensorCUTLASS holds the same arrays. cuSPARSELt compresses the dense matrix into its own form.
 """
 
 from collections.abc import Mapping

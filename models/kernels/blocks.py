@@ -59,7 +59,10 @@ def convolve(
       x: [N, H, W, C], float32.
       blocks: The nonzero blocks of the kernel.
       size: (kh, kw).
-      strides, padding, dilation, groups: See `models.kernels.convolution.conv2d`; padding is at least 0.
+      strides: See `models.kernels.convolution.conv2d`.
+      padding: At least 0.
+      dilation: See `conv2d`.
+      groups: See `conv2d`.
 
     Returns:
       [N, H', W', D].

@@ -104,7 +104,7 @@ class Conv(nn.Module):
         x, kernel = dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
         nonzero = self.get_variable(BLOCKS, "kernel")  # None unless models/compress/skip.py opened the network
         if nonzero is not None and blocks.supports(x, padding):
-            return blocks.convolve(x, nonzero, kernel.shape[:2], strides, padding, dilation, self.groups)
+            return blocks.convolve(x, nonzero, pair(kernel.shape[:2]), strides, padding, dilation, self.groups)
         y = conv2d(x, kernel, strides, padding, dilation, self.groups)
         return y if nonzero is None else y + nonzero.bias.astype(y.dtype)
 

@@ -70,7 +70,7 @@ def halved(network: PortableNetwork) -> PortableNetwork:
     Raises:
       UserError: no kernel is 2:4, or a weight is too large for float16.
     """
-    params = traverse_util.flatten_dict(network.variables["params"], sep="/")
+    params = dict(traverse_util.flatten_dict(network.variables["params"], sep="/"))
     kernels = {name: leaf for name, leaf in params.items() if two_four.fits(leaf)}
     if not kernels:
         raise UserError(

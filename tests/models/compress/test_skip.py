@@ -1,4 +1,4 @@
-"""Tests of models/compress/skip.py: which kernels are opened by their nonzero blocks, and that those are all it gets."""
+"""Tests of models/compress/skip.py: which kernels are opened by their nonzero blocks, and nothing else."""
 
 import jax
 import numpy as np
