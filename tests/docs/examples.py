@@ -46,6 +46,8 @@ python -m experiments.bench.smaller
     parse   minutes
 python -m experiments.bench.smaller --cases=filters --rounds=30
     parse   minutes
+python -m experiments.bench.smaller --cases=blocks --out=runs/blocks
+    parse   minutes
 python -m experiments.bench.together --config=configs/study.py:digits,model=resnet8
     parse   minutes; test_together.py
 python -m experiments.bench.together --seeds=2,4,8,16 --config=configs/study.py:cifar10,model=resnet20
