@@ -10,21 +10,6 @@ constexpr I kParts = 16;  // of a sum over images
 constexpr I kLargeSums = 1 << 17;  // floats
 constexpr I kPlaces = 160;  // of a band in a sum: its x and dy of a block of channels stay in the first cache
 
-// Rows [first, first + rows) of image `n`, rows and columns outside of it zero, each `width` pixels from column -left.
-static void CopyPadded(const float* x, const Shape& s, I n, I first, I rows, I left, I width, float* to) {
-  for (I r = 0; r < rows; ++r, to += width * s.c) {
-    const I row = first + r;
-    if (row < 0 || row >= s.h) {
-      std::memset(to, 0, sizeof(float) * width * s.c);
-      continue;
-    }
-    const I begin = std::min(left, width), count = std::max<I>(0, std::min(s.w, width - begin));
-    std::memset(to, 0, sizeof(float) * begin * s.c);
-    std::memcpy(to + begin * s.c, x + (n * s.h + row) * s.w * s.c, sizeof(float) * count * s.c);
-    std::memset(to + (begin + count) * s.c, 0, sizeof(float) * (width - begin - count) * s.c);
-  }
-}
-
 // Whether a kernel [kh, kw, inputs, features] and `images` are of the shape, and its channels of a kind of loop below.
 static bool Fits(const Shape& s, I images, I inputs, I features) {
   if (s.kh < 1 || images != s.n || s.c % s.groups || s.d % s.groups) return false;

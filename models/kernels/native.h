@@ -1,4 +1,5 @@
-// What conv.cc and signs.cc share: vectors, threads, and how XLA's foreign function interface calls them (native.py).
+// What conv.cc, signs.cc and blocks.cc share: vectors, threads, images with padding, and how XLA's foreign function
+// interface calls them (native.py).
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -22,9 +23,12 @@ constexpr int kSums = 16;  // registers for the sums of a loop, of 32
 #elif defined(__AVX__)
 constexpr I kLanes = 8;
 constexpr int kSums = 12;  // of 16
-#else  // SSE, NEON
+#elif defined(__aarch64__)
 constexpr I kLanes = 4;
-constexpr int kSums = 12;
+constexpr int kSums = 24;  // of 32
+#else
+constexpr I kLanes = 4;
+constexpr int kSums = 12;  // of 16
 #endif
 typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4)));
 typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
@@ -89,6 +93,21 @@ static Shape MakeShape(const Array& read, I oh, I ow, I d, I kh, I kw, I groups,
   auto r = read.dimensions();
   return {r[0], r[1], r[2], r[3], oh, ow, d, kh, kw, groups,
           {strides[0], strides[1]}, {low[0], low[1]}, {dilation[0], dilation[1]}};
+}
+
+// Rows [first, first + rows) of image `n`, rows and columns outside of it zero, each `width` pixels from column -left.
+static void CopyPadded(const float* x, const Shape& s, I n, I first, I rows, I left, I width, float* to) {
+  for (I r = 0; r < rows; ++r, to += width * s.c) {
+    const I row = first + r;
+    if (row < 0 || row >= s.h) {
+      std::memset(to, 0, sizeof(float) * width * s.c);
+      continue;
+    }
+    const I begin = std::min(left, width), count = std::max<I>(0, std::min(s.w, width - begin));
+    std::memset(to, 0, sizeof(float) * begin * s.c);
+    std::memcpy(to + begin * s.c, x + (n * s.h + row) * s.w * s.c, sizeof(float) * count * s.c);
+    std::memset(to + (begin + count) * s.c, 0, sizeof(float) * (width - begin - count) * s.c);
+  }
 }
 
 // Whether arrays have four axes and attributes two numbers, all in their range: only the number of images may be 0.

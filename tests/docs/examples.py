@@ -50,6 +50,8 @@ python -m experiments.bench.latency runs/digits
     run     --seconds=0.05; --rounds=1; --clients=2; --image=experiments/samples/digit3.png; --out=latency
 python -m experiments.bench.latency lite0.safetensors exported/lite0_onnx --image=cat.jpg --clients=1,8,64
     parse   a minute
+python -m experiments.bench.smaller --cases=blocks --out=runs/blocks
+    parse   minutes
 python -m experiments.bench.together --config=configs/study.py:digits,model=resnet8
     parse   minutes; test_together.py
 python -m experiments.bench.together --seeds=2,4,8,16 --config=configs/study.py:cifar10,model=resnet20
