@@ -79,7 +79,7 @@ def main() -> None:
     output.write(out, content)
     from models.analysis.tables import terminal_table
 
-    console.print(terminal_table(output.COLUMNS, output.table(content)))
+    console.print(terminal_table(output.narrow(output.COLUMNS), list(map(output.narrow, output.table(content)))))
     for line in (*output.sentences(content), f"written to {out}: frontier.md, .csv, .json, .png, exported/"):
         say(line)
 

@@ -85,7 +85,7 @@ def read(workdir: str, duration: str = "") -> Dense:
 
     folder = Path(workdir).absolute()
     network, state = restore.load_network(folder)
-    config = ConfigDict(json.loads(json.dumps(network.config)))
+    config: Any = ConfigDict(json.loads(json.dumps(network.config)))
     task, optimizer = config.task.name, config.optimizer
     if task.partition("(")[0] not in ("classify", "distill"):
         raise UserError(f"--workdir={workdir} trained task.name={task}; allowed: classify, distill")

@@ -13,18 +13,8 @@ from experiments.frontier.search import Search
 from models.analysis.tables import markdown_table
 from train.storage.files import write_atomically, write_json
 
-COLUMNS = (
-    "network",
-    "test accuracy (%)",
-    "points lost [95%]",
-    "held-out (%)",
-    "ms per image",
-    "times faster",
-    "bytes",
-    "times smaller",
-    "times fewer mult-adds",
-    "folder",
-)
+COLUMNS = ("network", "test %", "lost ± 95%", "held-out %", "ms", "faster", "bytes", "smaller", "mult-adds", "folder")
+NARROW = (0, 1, 2, 4, 5, 7, 8)  # columns for the terminal
 
 
 def measured(search: Search, result: Any) -> dict[str, Any]:
@@ -78,7 +68,7 @@ def cells(row: Mapping[str, Any], chosen: str = "") -> list[str]:
         f"{row['times_faster']:.2f}",
         f"{row['bytes']:,}",
         f"{row['times_smaller']:.1f}",
-        f"{row['times_fewer']:.2f}",
+        f"1/{row['times_fewer']:.2f}",
         row["folder"],
     ]
 
@@ -88,6 +78,11 @@ def table(content: Mapping[str, Any]) -> list[list[str]]:
     rows = {row["name"]: row for row in content["rows"]}
     names = [DENSE, *(name for name in content["front"] if name != DENSE)]
     return [cells(rows[name], content["chosen"]) for name in names]
+
+
+def narrow(cells: Sequence[str]) -> list[str]:
+    """Returns the cells of the columns for the terminal."""
+    return [cells[i] for i in NARROW]
 
 
 def others(content: Mapping[str, Any]) -> list[list[str]]:
@@ -125,9 +120,10 @@ def page(content: Mapping[str, Any]) -> str:
         f"`dense` is the run after {content['steps']:,} more steps. Each candidate took as many from the run's "
         f"weights, and those from scratch {content['before']:,} in addition. They were chosen on held-out training "
         f"images. Test accuracy is on {content['test_images']:,} test images, with 95% intervals of paired "
-        "differences. Times are medians for one image, of programs that took turns. Bytes are those of the exported "
-        f"file, beside 4 per number. Formats: {', '.join(content['formats'])}. Commit {content['commit']}, "
-        f"{content['device']}, {content['cores']} cores, seed {content['seed']}.",
+        "differences. Times are medians for one image, of programs that took turns; `faster`, `smaller` and "
+        "`mult-adds` are relative to `dense`, with 4 bytes per number. Formats: "
+        f"{', '.join(content['formats'])}. Commit {content['commit']}, {content['device']}, {content['cores']} cores, "
+        f"seed {content['seed']}.",
         markdown_table(COLUMNS, table(content)),
         f"![Accuracy by {content['measure']}](frontier.png)",
     ]
@@ -159,7 +155,7 @@ def draw(path: Path, content: Mapping[str, Any]) -> None:
     from models.analysis.axes import is_wide, logarithmic, percent_limits
     from models.analysis.palette import BLUE, GRAY, RED
 
-    key = {"time": "milliseconds"}.get(content["measure"], content["measure"])
+    key = "milliseconds" if content["measure"] == "time" else str(content["measure"])
     rows: Sequence[Mapping[str, Any]] = content["rows"]
     dense, on = rows[0], [row for name in content["front"] for row in rows if row["name"] == name]
     with drawing.figure(path, (7.5, 4.6)) as figure:

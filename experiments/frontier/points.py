@@ -60,10 +60,13 @@ class Point(NamedTuple):
         thresholds = self.facts.get("thresholds") if thresholds is None else thresholds
         if thresholds is None:
             return lambda pixels: network.run(pixels)[1]
-        return _leaving(*network.network(), network.card["preprocessing"], thresholds)
+        return leaving(*network.network(), network.card["preprocessing"], thresholds)
 
 
-def _leaving(model: Any, variables: Any, preprocessing: Any, thresholds: Sequence[float]) -> Any:
+def leaving(
+    model: Any, variables: Any, preprocessing: Mapping[str, Any], thresholds: Sequence[float]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a network with exits as a function from pixels to the logits of the exit where each image leaves."""
     from train.export import graph
 
     limits, variables = np.asarray(thresholds, np.float32), jax.device_put(dict(variables))
@@ -85,11 +88,10 @@ def usual_format(measure: str) -> str:
     return "onnx" if is_there else "stablehlo"
 
 
-def export(dense: Dense, candidate: Candidate, run: Path, trial: str, out: Path, measure: str) -> Point:
+def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str) -> Point:
     """Exports the trained network of a candidate and measures it, unless this has been done.
 
     Args:
-      dense: The run.
       candidate: The candidate.
       run: Folder of its training.
       trial: Address of its training.

@@ -112,11 +112,6 @@ def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def passes(search: Search, dense: points.Point, point: points.Point) -> bool:
-    """Returns whether a point loses at most `search.lose` points of accuracy on the held-out images."""
-    return point.facts["held_out"] >= dense.facts["held_out"] - search.lose / 100
-
-
 def run(search: Search, place: engines.Place, console: rich.console.Console, say: Callable[[str], None]) -> Result:
     """Trains, exports and measures candidates until none is left or the time is over.
 
@@ -124,84 +119,105 @@ def run(search: Search, place: engines.Place, console: rich.console.Console, say
       UserError: The dense network cannot be trained.
       Interrupted: A signal came; the same command goes on.
     """
-    began, lines = time.time(), ledger.Ledger(search.out)
-    outcomes: dict[str, study.Outcome] = {}
+    return _Runner(search, place, console, say).run()
 
-    def train(several: Sequence[Candidate]) -> None:
+
+class _Runner:
+    """The state of a search while it runs."""
+
+    def __init__(self, search: Search, place: engines.Place, console: rich.console.Console, say: Callable[[str], None]):
+        self._search, self._place, self._console, self._say = search, place, console, say
+        self._began, self._lines = time.time(), ledger.Ledger(search.out)
+        self._outcomes: dict[str, study.Outcome] = {}
+        self._points: dict[str, points.Point] = {}
+        self._refused: dict[str, str] = {}
+        self._passed: dict[str, bool] = {}
+
+    def run(self) -> Result:
+        """See the function `run`."""
+        start = self._search.start
+        self._train([start])
+        if self._outcomes[DENSE].summary is None:
+            folder, text = self._search.dense.folder, self._outcomes[DENSE].diverged
+            raise UserError(f"further training of --workdir={folder} diverged: {text}")
+        dense = self._export(start)
+        self._say(f"dense: {dense.facts['held_out']:.2%} of the held-out images are right")
+        while several := self._next():
+            for candidate in self._trained(several):
+                self._measure(candidate, dense)
+        return Result(dense, self._points, self._outcomes, self._refused, [one.name for one in self._waiting()])
+
+    def _waiting(self) -> list[Candidate]:
+        return [one for one in self._search.ordered(self._passed) if one.name not in self._refused]
+
+    def _next(self) -> list[Candidate]:
+        """Returns the candidates to train at once, of different methods; [] if there is no time for any."""
+        chosen: dict[str, Candidate] = {}
+        for candidate in self._waiting():
+            if candidate.method not in chosen and self._fits(candidate):
+                chosen[candidate.method] = candidate
+        return list(chosen.values())[: self._place.at_once]
+
+    def _fits(self, candidate: Candidate) -> bool:
+        """Returns whether a training has ended, or would end within the budget, by the time of the dense network."""
+        search = self._search
+        if search.seconds is None or trials.finished(trials.merged([search.trial(candidate)]), self._lines):
+            return True
+        share = search.estimates[candidate.name].training / search.estimates[DENSE].training
+        return time.time() - self._began + share * self._outcomes[DENSE].seconds <= search.seconds
+
+    def _train(self, several: Sequence[Candidate]) -> None:
+        """Runs what the ledger lacks of the trainings of some candidates."""
+        search = self._search
         for one in several:
             if one.start and not search.file(one).exists():
                 starts.write(one.start(), search.file(one))
         planned = [search.trial(candidate) for candidate in several]
         every = [one for trial in planned for one in (*trials.starts(trial), trial)]
-        done = launch.run_all(every, lines, search.root, place, console, keep=True)
-        by_name = {trials.address(trial): outcome for trial, outcome in zip(every, done, strict=True)}
-        outcomes.update({c.name: by_name[trials.address(t)] for c, t in zip(several, planned, strict=True)})
+        done = launch.run_all(every, self._lines, search.root, self._place, self._console, keep=True)
+        by_address = {trials.address(trial): outcome for trial, outcome in zip(every, done, strict=True)}
+        for one, trial in zip(several, planned, strict=True):
+            self._outcomes[one.name] = by_address[trials.address(trial)]
 
-    def export(candidate: Candidate) -> points.Point:
-        trial = search.trial(candidate)
-        folder = search.root / trials.folder_name(trial)
-        where = search.out / "exported"
-        return points.export(search.dense, candidate, folder, trials.address(trial), where, search.measure)
-
-    train([search.start])
-    if outcomes[DENSE].summary is None:
-        raise UserError(f"further training of --workdir={search.dense.folder} diverged: {outcomes[DENSE].diverged}")
-    dense = export(search.start)
-    say(f"dense: {dense.facts['held_out']:.2%} of the held-out images are right")
-    found: dict[str, points.Point] = {}
-    refused: dict[str, str] = {}
-    passed: dict[str, bool] = {}
-    while waiting := [one for one in search.ordered(passed) if one.name not in refused]:
-        waiting = [one for one in waiting if _is_done(search, one, lines) or _fits(search, one, outcomes, began)]
-        several = list({one.method: one for one in reversed(waiting)}.values())[::-1]
-        several = sorted(several, key=waiting.index)[: place.at_once]
-        if not several:
-            break
+    def _trained(self, several: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Trains candidates, and returns those that could be trained; [] if one could not, which is refused."""
         try:
-            train(several)
+            self._train(several)
         except (engines.Interrupted, launch.OutOfTime):
             raise
-        except UserError as error:
+        except UserError as error:  # the others are in the ledger, or run with the next ones
             reason = str(error).splitlines()[0]
-            for one in several:  # those of them that have finished are in the ledger
-                if len(several) == 1 or _address(search, one) in reason:
-                    refused[one.name] = reason
-                    say(f"{one.name}: {reason}")
-            if not any(one.name in refused for one in several):
+            bad = [one for one in several if trials.address(self._search.trial(one)) in reason]
+            if len(several) > 1 and not bad:
                 raise
-            continue
-        for one in several:
-            if outcomes[one.name].diverged:
-                passed[one.name], refused[one.name] = False, str(outcomes[one.name].diverged)
-                continue
-            try:
-                found[one.name] = point = export(one)
-            except UserError as error:
-                refused[one.name] = str(error).splitlines()[0]
-                say(f"{one.name}: {refused[one.name]}")
-                continue
-            passed[one.name] = passes(search, dense, point)
-            lost = 100 * (dense.facts["held_out"] - point.facts["held_out"])
-            say(f"{one.name}: {point.facts['held_out']:.2%} of the held-out images, {lost:+.2f} points lost")
-    left = [one.name for one in search.ordered(passed) if one.name not in refused]
-    return Result(dense, found, outcomes, refused, left)
+            for one in bad or several:
+                self._refuse(one, reason)
+            return []
+        return several
 
+    def _refuse(self, candidate: Candidate, reason: str) -> None:
+        self._refused[candidate.name] = reason
+        self._say(f"{candidate.name}: {reason}")
 
-def _address(search: Search, candidate: Candidate) -> str:
-    return trials.address(search.trial(candidate))
+    def _export(self, candidate: Candidate) -> points.Point:
+        search, trial = self._search, self._search.trial(candidate)
+        folder, address = search.root / trials.folder_name(trial), trials.address(trial)
+        return points.export(candidate, folder, address, search.out / "exported", search.measure)
 
-
-def _is_done(search: Search, candidate: Candidate, lines: ledger.Ledger) -> bool:
-    trial = search.trial(candidate)
-    return bool(trials.finished(trials.merged([trial]), lines))
-
-
-def _fits(search: Search, candidate: Candidate, outcomes: Mapping[str, study.Outcome], began: float) -> bool:
-    """Returns whether a training would end within the budget, by the time that the dense network took."""
-    if search.seconds is None:
-        return True
-    share = search.estimates[candidate.name].training / search.estimates[DENSE].training
-    return time.time() - began + share * outcomes[DENSE].seconds <= search.seconds
+    def _measure(self, candidate: Candidate, dense: points.Point) -> None:
+        """Exports and measures a trained candidate."""
+        if text := self._outcomes[candidate.name].diverged:
+            self._passed[candidate.name] = False
+            self._refuse(candidate, text)
+            return
+        try:
+            point = self._points[candidate.name] = self._export(candidate)
+        except UserError as error:
+            self._refuse(candidate, str(error).splitlines()[0])
+            return
+        right, whole = point.facts["held_out"], dense.facts["held_out"]
+        self._passed[candidate.name] = right >= whole - self._search.lose / 100
+        self._say(f"{candidate.name}: {right:.2%} of the held-out images, {100 * (whole - right):+.2f} points lost")
 
 
 def described(search: Search, several: Sequence[Candidate]) -> list[list[str]]:
