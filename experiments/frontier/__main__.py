@@ -69,7 +69,7 @@ def main() -> None:
 
         console.print(terminal_table(columns, search.described(planned, planned.ordered({})), "in order, by estimates"))
         return
-    _own(page.writable(out), dense)
+    dense_run.own(page.writable(out), dense)
     every = [planned.trial(one) for one in (planned.start, *fitting)]
     place = PLACE(every, ledger.Ledger(out))
     result = search.run(planned, place, console, say)
@@ -82,16 +82,6 @@ def main() -> None:
     console.print(terminal_table(output.narrow(output.COLUMNS), list(map(output.narrow, output.table(content)))))
     for line in (*output.sentences(content), f"written to {out}: frontier.md, .csv, .json, .png, exported/"):
         say(line)
-
-
-def _own(out: Path, dense: Any) -> None:
-    """Raises UserError if a folder has the frontier of another run, or of this run with other steps."""
-    from train.storage.files import read_json, write_json
-
-    file, facts = out / "run.json", {"weights": dense.digest, "steps": dense.steps}
-    if file.exists() and read_json(file) != facts:
-        raise UserError(f"--out={out} has the frontier of another run, or of other --duration; choose another folder")
-    write_json(file, facts)
 
 
 def _about(dense: Any, planned: Any, result: Any, address: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,12 @@ def read(workdir: str, duration: str = "") -> Dense:
     from train import restore
     from train.export import network as export
     from train.setup import pretrained
+    from train.storage import workdir as workdirs
 
     folder = Path(workdir).absolute()
+    check(workdirs.read_config(folder), workdir)
     network, state = restore.load_network(folder)
     config: Any = ConfigDict(json.loads(json.dumps(network.config)))
-    task, optimizer = config.task.name, config.optimizer
-    if task.partition("(")[0] not in ("classify", "distill"):
-        raise UserError(f"--workdir={workdir} trained task.name={task}; allowed: classify, distill")
-    if optimizer.get("prune", "") or optimizer.get("share", ""):
-        raise UserError(f"--workdir={workdir} is compressed already (optimizer.prune or share): give the run before it")
     if network.feed.label_shape:
         raise UserError(f"--workdir={workdir} has several classes per image; the frontier is for one class per image")
     fit, held_out = splits(config.data.source, config.data.train_split)
@@ -100,6 +98,26 @@ def read(workdir: str, duration: str = "") -> Dense:
         raise UserError(f"--duration={duration}: must be at least one step")
     _further(config, folder, fit, held_out, steps)
     return Dense(folder, network, state, portable, pretrained.load(folder).digest(), config, steps)
+
+
+def check(config: Mapping[str, Any], workdir: str) -> None:
+    """Checks the config of a run; raises UserError if the run did not classify, or is compressed already."""
+    task, optimizer = config["task"]["name"], config["optimizer"]
+    if task.partition("(")[0] not in ("classify", "distill"):
+        raise UserError(f"--workdir={workdir} trained task.name={task}; allowed: classify, distill")
+    if optimizer.get("prune") or optimizer.get("share"):
+        raise UserError(f"--workdir={workdir} is compressed already (optimizer.prune or share): give the run before it")
+
+
+def own(out: Path, dense: Dense) -> None:
+    """Raises UserError if a folder has the frontier of another run, or of this run with other steps."""
+    from train.storage.files import read_json, write_json
+
+    out.mkdir(parents=True, exist_ok=True)
+    file, facts = out / "run.json", {"weights": dense.digest, "steps": dense.steps}
+    if file.exists() and read_json(file) != facts:
+        raise UserError(f"--out={out} has the frontier of another run, or of other --duration; choose another folder")
+    write_json(file, facts)
 
 
 def splits(source: str, split: str) -> tuple[str, str]:

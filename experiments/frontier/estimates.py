@@ -14,7 +14,7 @@ from experiments.frontier.methods import Candidate, model_of
 from models.analysis.cost import analyze
 from models.errors import UserError
 
-MEASURES = {"time": "ms", "bytes": "bytes", "mult_adds": "mult-adds"}  # with their units
+MEASURES = {"time": "ms per image", "bytes": "bytes of the file", "mult_adds": "mult-adds per image"}
 ROUNDS = 15  # calls of each untrained program
 BACKWARD = 3  # forward passes that a training step costs
 

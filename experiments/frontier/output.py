@@ -151,8 +151,10 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
 
 def draw(path: Path, content: Mapping[str, Any]) -> None:
     """Draws held-out accuracy against the measure: every point, the front, and what may be lost."""
+    from matplotlib.ticker import FuncFormatter
+
     from models.analysis import drawing
-    from models.analysis.axes import is_wide, logarithmic, percent_limits
+    from models.analysis.axes import is_wide, logarithmic, percent_limits, plain
     from models.analysis.palette import BLUE, GRAY, RED
 
     key = "milliseconds" if content["measure"] == "time" else str(content["measure"])
@@ -168,8 +170,9 @@ def draw(path: Path, content: Mapping[str, Any]) -> None:
             if row["name"] != DENSE:
                 place = (row[key], 100 * row["held_out"])
                 axes.annotate(row["name"], place, (4, -9), textcoords="offset points", fontsize=7)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
         if is_wide([row[key] for row in rows]):
             logarithmic(axes, "x")
         axes.set_ylim(percent_limits([100 * row["held_out"] for row in rows]))
-        axes.set(xlabel=f"{MEASURES[content['measure']]} per image", ylabel="accuracy on held-out images (%)")
+        axes.set(xlabel=MEASURES[content["measure"]], ylabel="accuracy on held-out images (%)")
         axes.legend()

@@ -1,9 +1,12 @@
 """Tests of python -m experiments.frontier: the front, the order, fair trainings, and that nothing runs twice."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 
@@ -22,7 +25,6 @@ from experiments.study import engines, trials
 from models.errors import UserError
 from models.weights import flatten
 from tests import tiny
-from train import loop
 from train.export import loaded
 
 # -- the front -----------------------------------------------------------------------------------------------
@@ -210,8 +212,7 @@ def _assert_files(dense, whole, result, out):
     assert json.loads((out / "frontier.json").read_text())["test_images"] == 360
 
 
-def test_exits_leave_where_thresholds_say(dense, tmp_path):
-    """A point with exits answers as its exits do, and its time counts each exit by its share."""
+def test_exits_leave_where_thresholds_say():
     model = models.create("early_exit_resnet62", width=4, stage_sizes=(1, 1, 1), exits=(1, 2), exit_width=0)
     images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
     variables = models.initialize(model, jax.random.key(0), images.shape)
@@ -219,7 +220,7 @@ def test_exits_leave_where_thresholds_say(dense, tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, images.shape, np.uint8)
     first, last = (points.leaving(model, variables, facts, limits)(pixels) for limits in ([-1.0, -1.0], [2.0, 2.0]))
     assert not np.allclose(first, last)
-    np.testing.assert_allclose(last, model.apply(variables, pixels / np.float32(255)), atol=1e-4)
+    np.testing.assert_allclose(last, jax.jit(model.apply)(variables, pixels / np.float32(255)), atol=1e-4)
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------
@@ -230,8 +231,8 @@ def test_exits_leave_where_thresholds_say(dense, tmp_path):
     [
         (["--lose=100"], "--lose=100 must be in [0, 100), in percentage points of accuracy"),
         (["--measure=size"], "--measure 'size'; allowed: time, bytes, mult_adds"),
-        (["--methods=filter"], "--methods 'filter'; allowed: filters,"),
-        ([], "there is no"),
+        (["--methods=filter"], "--methods 'filter'; did you mean 'filters'? allowed: filters,"),
+        ([], "is not the folder of a run"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, flags, message):
@@ -240,12 +241,27 @@ def test_a_mistake_is_one_line(tmp_path, flags, message):
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_other_tasks_and_compressed_runs_are_refused(tmp_path):
-    run = tiny.trained(tmp_path / "pruned", duration="2 steps", optimizer__prune="magnitude(0.5)")
-    with pytest.raises(UserError, match="is compressed already"):
-        dense_run.read(str(run))
-    exits = {"name": "early_exit_resnet62", "width": 4, "stage_sizes": (1, 1, 1), "exits": (1, 2), "exit_width": 0}
-    config = tiny.config(duration="2 steps", task__name="multi_exit", **{f"model__{key}": exits[key] for key in exits})
-    loop.train(config, tmp_path / "exits")
-    with pytest.raises(UserError, match="trained task.name=multi_exit; allowed: classify, distill"):
-        dense_run.read(str(tmp_path / "exits"))
+@pytest.mark.parametrize(
+    ("task", "optimizer", "message"),
+    [
+        ("multi_exit", {}, "runs/x trained task.name=multi_exit; allowed: classify, distill"),
+        ("translate(beam=4)", {}, "allowed: classify, distill"),
+        ("classify", {"prune": "magnitude(0.5)"}, "runs/x is compressed already"),
+        ("distill(teacher='runs/y')", {"share": "linear(conv=8)"}, "runs/x is compressed already"),
+    ],
+)
+def test_other_tasks_and_compressed_runs_are_refused(task, optimizer, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        dense_run.check({"task": {"name": task}, "optimizer": optimizer}, "runs/x")
+
+
+def test_a_run_without_checkpoints_and_a_folder_of_another_run_are_refused(dense, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(dense.folder / "config.json", empty)
+    with pytest.raises(UserError, match="checkpoint"):
+        dense_run.read(str(empty))
+    dense_run.own(tmp_path / "out", dense)
+    dense_run.own(tmp_path / "out", dense)
+    with pytest.raises(UserError, match="has the frontier of another run"):
+        dense_run.own(tmp_path / "out", dataclasses.replace(dense, steps=5))
