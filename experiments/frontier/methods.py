@@ -6,6 +6,7 @@ Networks that start from nothing take the steps of the run in addition, as the d
 """
 
 import functools
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class Candidate(NamedTuple):
       share: Codebooks that the export rounds weights to.
       exits: Mult-adds of the average image that exits allow, as a share of all; 0 without exits.
       format: Format of its export; "" for that of the measure.
+      options: Other arguments of `train.export.write.export`.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Candidate(NamedTuple):
     share: str = ""
     exits: float = 0.0
     format: str = ""
+    options: Mapping[str, Any] = types.MappingProxyType({})
 
 
 Make = Callable[[Dense, Any], Candidate]

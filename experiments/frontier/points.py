@@ -118,7 +118,7 @@ def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str)
     out.mkdir(parents=True, exist_ok=True)
     folds = write.named_format(how).folds
     try:
-        card = write.export(network, small, how, folder, {}, folds=folds, images=IMAGES)
+        card = write.export(network, small, how, folder, {}, folds=folds, images=IMAGES, **candidate.options)
     except verify.Failed as error:
         raise UserError(f"{candidate.name}: its export failed: {error}") from None
     facts = {
