@@ -14,7 +14,7 @@ stage=dense    trains a named network without pruning: LeNet-300-100, LeNet-5 (o
 stage=prune    prunes weights during the first half of training, most of them early, and then retrains (Zhu & Gupta
                2018, Han 2015). once=true prunes all of them at the beginning. score=magnitude | movement | snip |
                random; by=std (Han 2015's thresholds) | global | layer | a file of the hook sensitivity;
-               structure=weights | filters | 2:4; what=REGEX names the kernels that may be pruned
+               structure=weights | filters | blocks | 2:4; what=REGEX names the kernels that may be pruned
 stage=share    lets the weights of each layer share 2^conv values (convolutions) or 2^dense values (dense layers), which
                come from k-means and are then trained (Han 2016)
 

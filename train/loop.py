@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import rich.console
@@ -24,8 +24,10 @@ from train.state import TrainState
 from train.storage import checkpoint
 from train.storage.files import read_json, sha256, write_json
 from train.storage.remote import fetched
-from train.storage.sharded import ShardedCheckpoints
 from train.storage.workdir import Workdir
+
+if TYPE_CHECKING:  # imports Orbax
+    from train.storage.sharded import ShardedCheckpoints
 
 
 def train(
@@ -167,7 +169,7 @@ def _resume_whole(run: Run, folder: Workdir, start: _Start) -> tuple[Saved, Trai
 
 def _resume_shards(run: Run, folder: Workdir, start: _Start) -> tuple[Saved, TrainState]:
     """Reads the newest checkpoint, each process its shards; otherwise as `_resume_whole`, with the state placed."""
-    checkpoints = cast(ShardedCheckpoints, folder.checkpoints)
+    checkpoints = cast("ShardedCheckpoints", folder.checkpoints)
     saved = checkpoints.newest_whole(start.warn)
     if not saved:
         multihost.on_primary(lambda: folder.record_paths(run.config))

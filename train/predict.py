@@ -49,15 +49,14 @@ def predict(network: "Loaded", files: Sequence[str], top: int) -> list[dict[str,
       One row per file: {"file", "pixels" (as the network sees them), "inverted", "classes": [(label, probability), …],
       most probable first}, or {"file", "error"} for a file that cannot be decoded.
     """
-    labels, rows = network.card["labels"], []
+    rows = []
     for start in range(0, len(files), BATCH):
         part = [_decoded(network, name) for name in files[start : start + BATCH]]
         readable = [row for row in part if "pixels" in row]
         if readable:
             probabilities, _ = network.run(np.stack([row["pixels"] for row in readable]))
             for row, shares in zip(readable, probabilities, strict=True):
-                best = np.argsort(-shares, kind="stable")[:top]
-                row["classes"] = [(labels[i], float(shares[i])) for i in best]
+                row["classes"] = network.ranked(shares, top)
         rows += part
     return rows
 
@@ -120,11 +119,14 @@ def main(argv: list[str]) -> int:
 
 
 def _json_line(row: dict[str, Any]) -> str:
-    if "error" in row:
-        return json.dumps({"file": row["file"], "error": row["error"]})
-    classes = [{"label": label, "probability": round(share, 6)} for label, share in row["classes"]]
-    inverted = {"inverted": True} if row["inverted"] else {}
-    return json.dumps({"file": row["file"], "classes": classes, **inverted})
+    answer = {"error": row["error"]} if "error" in row else as_json(row["classes"], row["inverted"])
+    return json.dumps({"file": row["file"], **answer})
+
+
+def as_json(classes: Sequence[tuple[str, float]], inverted: bool) -> dict[str, Any]:
+    """Returns the classes of an image as commands print them and `train.serve` answers them."""
+    rows = [{"label": label, "probability": round(share, 6)} for label, share in classes]
+    return {"classes": rows, **({"inverted": True} if inverted else {})}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> rich.table.Table:

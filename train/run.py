@@ -124,7 +124,7 @@ class Run(Network):
       state: the state before the first step, as numpy arrays.
       prune: which weights are pruned when, or None.
       start: digest of the arrays of init_from, or None.
-      notes: lines to print when the run starts, about the data and the optimizer.
+      notes: lines to print when the run starts, about the precision, the data and the optimizer.
     """
 
     hooks: "list[Hook]"
@@ -353,7 +353,7 @@ def build_run(config: Config | Reader, recorded: Mapping[str, Any] | None = None
         state=state,
         prune=plans.prune,
         start=digest,
-        notes=(*network.feed.notes, *optimizer.notes),
+        notes=(*_precision_notes(network), *network.feed.notes, *optimizer.notes),
     )
     reader.check_all_read()
     for hook in run.hooks:
@@ -363,6 +363,13 @@ def build_run(config: Config | Reader, recorded: Mapping[str, Any] | None = None
     # The state is converted to numpy, because the loop places it on the devices. It is converted last, because JAX can
     # draw the parameters in the background while the programs are traced.
     return dataclasses.replace(run, state=jax.tree.map(np.asarray, run.state))
+
+
+def _precision_notes(network: Network) -> Sequence[str]:
+    """Returns a line for runs in bfloat16 on a CPU, where JAX converts to float32 and back around each operation."""
+    if network.config["precision"] == "float32" or network.parallel.devices[0].platform != "cpu":
+        return ()
+    return ("precision=bfloat16 is slower than float32 on a CPU: set precision=float32 unless its rounding matters",)
 
 
 def examples_of_norm(reader: Reader, parallel: Parallel) -> int:

@@ -114,7 +114,7 @@ class Trained:
 
         Args:
           out: folder to write.
-          format: safetensors, torch, onnx, stablehlo or compressed.
+          format: safetensors, torch, onnx, stablehlo, semi_structured or compressed.
           **options: folds, share, images, license, layout and python; see `train.export.write.of_run`.
 
         Raises:

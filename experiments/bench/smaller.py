@@ -17,16 +17,19 @@ USAGE = """Times the forward pass of smaller networks beside the whole ones.
 
     python -m experiments.bench.smaller
     python -m experiments.bench.smaller --cases=filters --rounds=30
+    python -m experiments.bench.smaller --cases=blocks --out=runs/blocks
 
 filters   ResNet-20, VGG-11 and ResNet-50 without a quarter and a half of the removable filters, as the smaller dense
           networks of models/compress/shrink.py; ResNet-50 with 90% of its weights 0, on the existing dense kernels
+blocks    ResNet-20 and ResNet-50 with 0 to 90% of the blocks of their kernels 0, which inference skips; dense and with
+          batch normalization folded, for comparison
 binary    preactivation ResNet-20 and ResNet-18 in floats; as XNOR networks in floats, and by xor and popcount
 layers    one convolution and one dense layer, in the same versions
 
 The programs of a case take turns; times are medians, ratios are relative to the first. smaller.json and smaller.md go
 to --out.
 """
-CASES = ("filters", "binary", "layers")
+CASES = ("filters", "blocks", "binary", "layers")
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
             raise UserError(f"--cases={case}: unknown case; allowed: {', '.join(CASES)}")
     rows = []
     for kind in KINDS.value:
-        for title, programs in {"filters": filters, "binary": binary, "layers": layers}[kind]():
+        for title, programs in {"filters": filters, "blocks": blocks, "binary": binary, "layers": layers}[kind]():
             rows += [{"case": title, **row} for row in timed(programs, ROUNDS.value)]
             console.print(
                 f"{title}: "
@@ -57,8 +60,10 @@ def main() -> None:
     console.print(terminal_table(COLUMNS, list(map(cells, rows)), texts=2))
 
 
-def network(name: str, model: Any, variables: Any, images: Any, packed: bool = False) -> Timed:
-    """Returns the forward pass of a network, compiled."""
+def network(
+    name: str, model: Any, variables: Any, images: Any, packed: bool = False, apply: Callable[..., Any] | None = None
+) -> Timed:
+    """Returns the forward pass of a network, or of `apply` in its place, compiled."""
     import jax
 
     from models.analysis.cost import analyze
@@ -72,7 +77,7 @@ def network(name: str, model: Any, variables: Any, images: Any, packed: bool = F
 
     def forward(variables, images):
         with lowering("packed" if packed else "auto"):
-            return model.apply(variables, images)
+            return (apply or model.apply)(variables, images)
 
     compiled = jax.jit(forward)
     return Timed(name, lambda: jax.block_until_ready(compiled(variables, images)), None if packed else cost)
@@ -124,6 +129,41 @@ def filters() -> list[tuple[str, list[Timed]]]:
             )
             timed = network("90% of the weights 0", model, zeros, images)
             programs.append(timed._replace(mult_adds=(timed.mult_adds or 0) // 10))  # theoretical
+        rows.append((f"{name}, {size}x{size}, batch {batch}", programs))
+    return rows
+
+
+def blocks() -> list[tuple[str, list[Timed]]]:
+    """Times networks of which a share of the blocks of each kernel is 0."""
+    import jax
+    import numpy as np
+
+    import models
+    from models.compress import fold, skip
+    from models.kernels.blocks import SIZE
+
+    def zeroed(rng, leaf, share):
+        """Returns a kernel without a share of its blocks; the first layer and the head stay as they are."""
+        if leaf.ndim < 4 or leaf.shape[-1] % SIZE or leaf.shape[-2] < SIZE:
+            return leaf
+        order = rng.permutation(leaf.size // SIZE).reshape(*leaf.shape[:-1], -1)
+        return np.where(np.repeat(order < round(share * order.size), SIZE, -1), np.float32(0), leaf)
+
+    rows = []
+    for name, size, batch in (("resnet20", 32, 1), ("resnet20", 32, 8), ("resnet50", 224, 1), ("resnet50", 224, 8)):
+        model, shape = models.create(name), (batch, size, size, 3)
+        variables, images = _drawn(model, shape)
+        folded = fold.fold(model, variables, images)
+        programs = [
+            network("dense", model, variables, images),
+            network("dense, folded", model, folded.variables, images, apply=folded.apply(model)),
+        ]
+        for share in (0.5, 0.75, 0.9):
+            rng = np.random.default_rng(0)
+            zeros = jax.tree.map(lambda leaf, rng=rng, share=share: zeroed(rng, np.asarray(leaf), share), variables)
+            opened = skip.opened(model, zeros, images)
+            timed = network(f"{share:.0%} of the blocks 0", model, opened.variables, images, apply=opened.apply)
+            programs.append(timed._replace(mult_adds=round((timed.mult_adds or 0) * (1 - share))))  # without the stem's
         rows.append((f"{name}, {size}x{size}, batch {batch}", programs))
     return rows
 

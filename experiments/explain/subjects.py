@@ -8,7 +8,7 @@ import numpy as np
 
 from models.errors import UserError, choice_error
 from train import predict
-from train.data import background, decode, imagenet, view
+from train.data import background, imagenet, user_image, view
 from train.data.view import View
 
 if TYPE_CHECKING:  # training code is imported only when it is needed
@@ -89,7 +89,7 @@ def from_files(run: "Network", paths: Sequence[str]) -> list[Subject]:
     """
     decoder, shape, subjects = run.images.decoder, run.images.image_shape, []
     for file, name in files_of(paths)[:MOST]:
-        pixels, inverted = background.matched(decode.of_file(decoder, shape, file), run.images.background)
+        pixels, inverted = background.matched(user_image.of_file(decoder, shape, file), run.images.background)
         subjects.append(
             Subject(pixels, f"{name}{' (inverted)' * inverted}", None, view.of_file(decoder, shape, Path(file)))
         )

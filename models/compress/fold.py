@@ -94,22 +94,49 @@ def _label(eqn: Any) -> tuple[str, int]:
     return (kind, int(number)) if kind in ("layer", "norm") and number.isdecimal() else ("", 0)
 
 
-def fold(
-    model: nn.Module, variables: Mapping[str, Any], *inputs: Any
-) -> tuple[Callable[..., Any], dict[str, Any], list[Pair]]:
+class Folded(NamedTuple):
+    """A network without the batch normalizations that are folded into its layers.
+
+    Attributes:
+      variables: The variables, NumPy, float32; kernels and biases contain the normalizations.
+      shifts: What is added to the outputs of layers without a bias, float32 [D] by path.
+      pairs: The folded pairs.
+    """
+
+    variables: dict[str, Any]
+    shifts: dict[Path, np.ndarray]
+    pairs: list[Pair]
+
+    def apply(self, model: nn.Module) -> Callable[..., Any]:
+        """Returns the network as a function (variables, *inputs), for these or equally shaped variables."""
+        removed = {pair.norm for pair in self.pairs}
+
+        def without(call, args, kwargs, context):
+            if type(context.module) is BatchNorm and context.module.path in removed:
+                return args[0]
+            y = call(*args, **kwargs)
+            if context.method_name == "__call__" and context.module.path in self.shifts:
+                y = y + self.shifts[context.module.path].astype(y.dtype)
+            return y
+
+        def apply(variables, *inputs):
+            with nn.intercept_methods(without):
+                return model.apply(variables, *inputs)
+
+        return apply
+
+
+def fold(model: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> Folded:
     """Folds the batch normalizations of a network.
 
     Args:
       model: The network, which is called as `model.apply(variables, *inputs)` in inference.
       variables: Its variables, NumPy or JAX arrays.
       *inputs: Inputs, or their shapes and types.
-
-    Returns:
-      apply(variables, *inputs), the variables that it takes (NumPy, float32), and the folded pairs.
     """
     foldable = pairs(model, variables, *inputs)
     folded = jax.tree.map(np.asarray, dict(variables))  # copies the dictionaries
-    shifts, removed = {}, {pair.norm for pair in foldable}
+    shifts = {}
     for pair in foldable:
         norm, layer = _at(folded["params"], pair.norm), _at(folded["params"], pair.layer)
         running = {name: value.astype(np.float64) for name, value in _at(folded["batch_stats"], pair.norm).items()}
@@ -121,20 +148,7 @@ def fold(
             layer["bias"] = shift
         else:
             shifts[pair.layer] = shift
-
-    def without(call, args, kwargs, context):
-        if type(context.module) is BatchNorm and context.module.path in removed:
-            return args[0]
-        y = call(*args, **kwargs)
-        if context.method_name == "__call__" and context.module.path in shifts:
-            y = y + shifts[context.module.path].astype(y.dtype)
-        return y
-
-    def apply(variables, *inputs):
-        with nn.intercept_methods(without):
-            return model.apply(variables, *inputs)
-
-    return apply, folded, foldable
+    return Folded(folded, shifts, foldable)
 
 
 def _at(tree: Any, path: Path) -> Any:

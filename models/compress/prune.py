@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import UserError, choice_error
+from models.kernels.blocks import SIZE
 
 SCORES = ("magnitude", "movement", "snip", "random")
 BY = ("global", "layer", "std")
-STRUCTURES = ("weights", "filters", "2:4")
-_BLOCK, _OF_BLOCK = 4, 2  # size of a 2:4 block, and weights that it keeps
+STRUCTURES = ("weights", "filters", "blocks", "2:4")
+_FOUR, _OF_FOUR = 4, 2  # neighbors of structure 2:4, and how many of them it keeps
 
 Arrays = Mapping[str, jax.Array]
 
@@ -72,20 +73,23 @@ def keep(
       by: The group. "global": all arrays together; "layer": each array; "std": all arrays together, with scores divided
         by the standard deviation of the array's unpruned weights. For magnitudes, "std" is a threshold per array that
         is proportional to the deviation (Han 2015, section 3), with the factor that gives the sparsity.
-      structure: "weights"; "filters", all weights of one output (the last axis), by the sum of their scores; or "2:4",
-        2 of 4 neighbors along the inputs (the second-to-last axis). The best filter of each array is always kept. To
-        keep the count exact, the lowest-scoring filter that would otherwise be kept is pruned in its place. If the
-        count is less than the number of arrays, one filter of each is kept.
+      structure: "weights"; "filters", all weights of one output (the last axis), by the sum of their scores; "blocks",
+        16 neighboring outputs of one input and tap (models/kernels/blocks.py), by the sum of their scores; or "2:4", 2
+        of 4 neighbors along the inputs (the second-to-last axis). The best filter or block of each array is always
+        kept. To keep the count exact, the lowest-scoring one that would otherwise be kept is pruned in its place. If
+        the count is less than the number of arrays, one of each is kept.
       before: Earlier masks; pruned weights stay pruned.
       weights: Weights by name, for "std".
 
     Raises:
-      UserError: `by` or `structure` is unknown, or a number of inputs is not a multiple of 4.
+      UserError: `by` or `structure` is unknown, or an array is a `misfit`.
     """
     if by not in BY:
         raise choice_error("value of by", by, BY)
     if structure not in STRUCTURES:
         raise choice_error("pruning structure", structure, STRUCTURES)
+    if reasons := [reason for name, score in scores.items() if (reason := misfit(name, score.shape, structure))]:
+        raise UserError(f"pruning structure {structure}: {reasons[0]}")
     if by == "std":
         assert weights is not None
         scores = {
@@ -95,10 +99,13 @@ def keep(
     if before is not None:
         scores = {name: jnp.where(before[name], score, -jnp.inf) for name, score in scores.items()}
     if structure == "2:4":
-        return {name: _two_of_four(name, score) for name, score in scores.items()}
+        return {name: _two_of_four(score) for name, score in scores.items()}
     units, least = scores, 0
     if structure == "filters":
         sums = {name: score.sum(tuple(range(score.ndim - 1))) for name, score in scores.items()}
+        units, least = {name: _best_first(unit) for name, unit in sums.items()}, 1
+    if structure == "blocks":
+        sums = {name: score.reshape(*score.shape[:-1], -1, SIZE).sum(-1) for name, score in scores.items()}
         units, least = {name: _best_first(unit) for name, unit in sums.items()}, 1
     if by == "layer":
         rates = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(units, sparsity)
@@ -110,7 +117,19 @@ def keep(
         for name, unit in units.items():
             masks[name] = flat[start : start + unit.size].reshape(unit.shape)
             start += unit.size
+    if structure == "blocks":
+        return {name: jnp.repeat(mask, SIZE, -1) for name, mask in masks.items()}
     return {name: jnp.broadcast_to(mask, scores[name].shape) for name, mask in masks.items()}
+
+
+def misfit(name: str, shape: Sequence[int], structure: str) -> str:
+    """Returns why an array [..., inputs, outputs] of this name cannot be pruned in a structure; "" if it can."""
+    *_, inputs, outputs = (1, 1, *shape)
+    if structure == "2:4" and inputs % _FOUR:
+        return f"the {inputs} inputs of {name} are not divisible by {_FOUR}"
+    if structure == "blocks" and outputs % SIZE:
+        return f"the {outputs} outputs of {name} are not divisible by {SIZE}"
+    return ""
 
 
 def _deviation(weights: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -119,8 +138,8 @@ def _deviation(weights: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def _best_first(score: jax.Array) -> jax.Array:
-    """Returns scores [D] with the highest (the first among equals) replaced by infinity."""
-    return jnp.asarray(score).at[jnp.argmax(score)].set(jnp.inf)
+    """Returns scores with the highest (the first among equals) replaced by infinity."""
+    return jnp.ravel(score).at[jnp.argmax(score)].set(jnp.inf).reshape(score.shape)
 
 
 def _highest(score: jax.Array, sparsity: float | jax.Array, least: int = 0) -> jax.Array:
@@ -131,15 +150,12 @@ def _highest(score: jax.Array, sparsity: float | jax.Array, least: int = 0) -> j
     return (rank < count) & (score > -jnp.inf)
 
 
-def _two_of_four(name: str, score: jax.Array) -> jax.Array:
-    if score.ndim < 2 or score.shape[-2] % _BLOCK:
-        inputs = score.shape[-2] if score.ndim > 1 else 1
-        raise UserError(f"pruning structure 2:4: the {inputs} inputs of {name} are not divisible by 4")
+def _two_of_four(score: jax.Array) -> jax.Array:
     blocks = jnp.moveaxis(score, -2, -1)  # [..., inputs, outputs] -> [..., outputs, inputs]
-    blocks = blocks.reshape(*blocks.shape[:-1], -1, _BLOCK)
+    blocks = blocks.reshape(*blocks.shape[:-1], -1, _FOUR)
     order = jnp.argsort(-blocks, -1, stable=True)
     rank = jnp.argsort(order, -1)
-    mask = (rank < _OF_BLOCK) & (blocks > -jnp.inf)
+    mask = (rank < _OF_FOUR) & (blocks > -jnp.inf)
     return jnp.moveaxis(mask.reshape(*mask.shape[:-2], -1), -1, -2)
 
 

@@ -10,21 +10,6 @@ constexpr I kParts = 16;  // of a sum over images
 constexpr I kLargeSums = 1 << 17;  // floats
 constexpr I kPlaces = 160;  // of a band in a sum: its x and dy of a block of channels stay in the first cache
 
-// Rows [first, first + rows) of image `n`, rows and columns outside of it zero, each `width` pixels from column -left.
-static void CopyPadded(const float* x, const Shape& s, I n, I first, I rows, I left, I width, float* to) {
-  for (I r = 0; r < rows; ++r, to += width * s.c) {
-    const I row = first + r;
-    if (row < 0 || row >= s.h) {
-      std::memset(to, 0, sizeof(float) * width * s.c);
-      continue;
-    }
-    const I begin = std::min(left, width), count = std::max<I>(0, std::min(s.w, width - begin));
-    std::memset(to, 0, sizeof(float) * begin * s.c);
-    std::memcpy(to + begin * s.c, x + (n * s.h + row) * s.w * s.c, sizeof(float) * count * s.c);
-    std::memset(to + (begin + count) * s.c, 0, sizeof(float) * (width - begin - count) * s.c);
-  }
-}
-
 // Whether a kernel [kh, kw, inputs, features] and `images` are of the shape, and its channels of a kind of loop below.
 static bool Fits(const Shape& s, I images, I inputs, I features) {
   if (s.kh < 1 || images != s.n || s.c % s.groups || s.d % s.groups) return false;
@@ -88,16 +73,12 @@ static inline void Tile(const float* x, I step, const Tap* taps, I count, I inpu
 
 template <Kind K, int KO>
 static void Row(const float* x, I step, const Tap* taps, I count, I inputs, I d, float* out, I out_step, I places) {
-  auto run = [&](auto tile) {
+  constexpr int kMost = K == kEights ? kSums / 2 : std::min(8, kSums / KO);
+  Tiled<kMost>(places, [&](auto tile) {
     constexpr int T = decltype(tile)::value;
-    for (; places >= T; places -= T, x += T * step, out += T * out_step)
-      Tile<K, T, KO>(x, step, taps, count, inputs, d, out, out_step);
-  };
-  if (places % 8 && places % 7 == 0) run(std::integral_constant<int, 7>());
-  run(std::integral_constant<int, 8>());
-  run(std::integral_constant<int, 4>());
-  run(std::integral_constant<int, 2>());
-  run(std::integral_constant<int, 1>());
+    Tile<K, T, KO>(x, step, taps, count, inputs, d, out, out_step);
+    x += T * step, out += T * out_step;
+  });
 }
 
 // One phase of an output: places (row0 + i * rstep, col0 + j * cstep); their input is at (i * s.stride, j * s.stride).
@@ -320,19 +301,13 @@ static void DenseTap(const Band& b, const Shape& s, I i, I j, I first, I c0, I o
 
 template <int KO>
 static void DenseSums(const Band& b, const Shape& s, I first, I o, float* dk) {
-  constexpr int C = KO == 1 ? 16 : 8;
-  const I inputs = s.c / s.groups;
-  for (I c = 0; c < inputs;) {
-    const I left = inputs - c;
+  I c = 0;
+  Tiled<kSums / KO>(s.c / s.groups, [&](auto tile) {
+    constexpr int C = decltype(tile)::value;
     for (I i = 0; i < s.kh; ++i)
-      for (I j = 0; j < s.kw; ++j) {
-        if (left >= C) DenseTap<C, KO, 0>(b, s, i, j, first, c, o, dk);
-        else if (left >= 8) DenseTap<8, KO, 0>(b, s, i, j, first, c, o, dk);
-        else if (left >= 3) DenseTap<3, KO, 0>(b, s, i, j, first, c, o, dk);
-        else DenseTap<1, KO, 0>(b, s, i, j, first, c, o, dk);
-      }
-    c += left >= C ? C : left >= 8 ? 8 : left >= 3 ? 3 : 1;
-  }
+      for (I j = 0; j < s.kw; ++j) DenseTap<C, KO, 0>(b, s, i, j, first, c, o, dk);
+    c += C;
+  });
 }
 
 // Adds up the features [from, to), multiples of 2 kLanes (or all of them).

@@ -1,4 +1,5 @@
-// What conv.cc and signs.cc share: vectors, threads, and how XLA's foreign function interface calls them (native.py).
+// What conv.cc, signs.cc and blocks.cc share: vectors, threads, images with padding, and how XLA's foreign function
+// interface calls them (native.py).
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -7,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <type_traits>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -14,12 +16,41 @@
 namespace ffi = xla::ffi;
 using I = int64_t;
 
-constexpr I kLanes = 16;  // one AVX-512 register, or two of AVX2
+// A Vec is one register: the compiler keeps sums in memory, forty times as slow, where it is made of several.
+#if defined(__AVX512F__)
+constexpr I kLanes = 16;
+constexpr int kSums = 16;  // registers for the sums of a loop, of 32
+#elif defined(__AVX__)
+constexpr I kLanes = 8;
+constexpr int kSums = 12;  // of 16
+#elif defined(__aarch64__)
+constexpr I kLanes = 4;
+constexpr int kSums = 24;  // of 32
+#else
+constexpr I kLanes = 4;
+constexpr int kSums = 12;  // of 16
+#endif
 typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4)));
 typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
 
 static inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 static inline void Store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+
+template <int Most, class Step>
+static inline void WithSize(I size, const Step& step) {
+  if (size == Most) return step(std::integral_constant<int, Most>());
+  if constexpr (Most > 1) WithSize<Most - 1>(size, step);
+}
+
+// Calls step(T) for tiles that cover `count`; their sizes T, constants, are at most Most and differ by at most 1.
+template <int Most, class Step>
+static inline void Tiled(I count, const Step& step) {
+  for (I tiles = (count + Most - 1) / Most; tiles > 0; --tiles) {
+    const I size = (count + tiles - 1) / tiles;
+    WithSize<Most>(size, step);
+    count -= size;
+  }
+}
 
 // Runs work(0) ... work(count - 1) on the pool and on this thread; returns when all have ended.
 template <class F>
@@ -62,6 +93,21 @@ static Shape MakeShape(const Array& read, I oh, I ow, I d, I kh, I kw, I groups,
   auto r = read.dimensions();
   return {r[0], r[1], r[2], r[3], oh, ow, d, kh, kw, groups,
           {strides[0], strides[1]}, {low[0], low[1]}, {dilation[0], dilation[1]}};
+}
+
+// Rows [first, first + rows) of image `n`, rows and columns outside of it zero, each `width` pixels from column -left.
+static void CopyPadded(const float* x, const Shape& s, I n, I first, I rows, I left, I width, float* to) {
+  for (I r = 0; r < rows; ++r, to += width * s.c) {
+    const I row = first + r;
+    if (row < 0 || row >= s.h) {
+      std::memset(to, 0, sizeof(float) * width * s.c);
+      continue;
+    }
+    const I begin = std::min(left, width), count = std::max<I>(0, std::min(s.w, width - begin));
+    std::memset(to, 0, sizeof(float) * begin * s.c);
+    std::memcpy(to + begin * s.c, x + (n * s.h + row) * s.w * s.c, sizeof(float) * count * s.c);
+    std::memset(to + (begin + count) * s.c, 0, sizeof(float) * (width - begin - count) * s.c);
+  }
 }
 
 // Whether arrays have four axes and attributes two numbers, all in their range: only the number of images may be 0.

@@ -51,7 +51,8 @@ static inline void SignTile(const uint32_t* x, I step, const std::vector<SignTap
   for (int t = 0; t < T; ++t)
     for (int k = 0; k < KO; ++k) {  // equal signs less those that differ
       const Vec y = __builtin_convertvector(int32_t(taps.size() * c) - 2 * (Lanes)sum[t][k], Vec);
-      std::memcpy(out + t * d + o + k * kLanes, &y, sizeof(float) * std::min(kLanes, d - o - k * kLanes));
+      const I inside = std::min(kLanes, d - o - k * kLanes);
+      if (inside > 0) std::memcpy(out + t * d + o + k * kLanes, &y, sizeof(float) * inside);
     }
 }
 

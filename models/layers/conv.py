@@ -10,7 +10,10 @@ from flax.linen import dtypes
 from jax import lax
 
 from models.errors import UserError, choice_error
+from models.kernels import blocks
 from models.kernels.convolution import Padding, Pair, conv2d, pair, pair_of_pairs, product, unfused
+
+BLOCKS = "blocks"  # name of the collection of the nonzero blocks of kernels, see models/compress/skip.py
 
 
 def same(sizes: Sequence[int], taps: Pair, strides: Pair, dilation: Pair) -> Padding:
@@ -99,7 +102,11 @@ class Conv(nn.Module):
     def convolve(self, x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, dilation: Pair) -> jax.Array:
         """Convolves x with the learned kernel, in the type of the computation, without the bias."""
         x, kernel = dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
-        return conv2d(x, kernel, strides, padding, dilation, self.groups)
+        nonzero = self.get_variable(BLOCKS, "kernel")  # None unless models/compress/skip.py opened the network
+        if nonzero is not None and blocks.supports(x, padding):
+            return blocks.convolve(x, nonzero, pair(kernel.shape[:2]), strides, padding, dilation, self.groups)
+        y = conv2d(x, kernel, strides, padding, dilation, self.groups)
+        return y if nonzero is None else y + nonzero.bias.astype(y.dtype)
 
 
 class StandardizedConv(Conv):
@@ -142,4 +149,8 @@ class Dense(nn.Module):
     def multiply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Multiplies x with the learned kernel, in the type of the computation, without the bias."""
         x, kernel = dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
-        return product(x, kernel)
+        nonzero = self.get_variable(BLOCKS, "kernel")
+        if nonzero is not None and blocks.supports(x):
+            return blocks.multiply(x, nonzero)
+        y = product(x, kernel)
+        return y if nonzero is None else y + nonzero.bias.astype(y.dtype)

@@ -46,6 +46,12 @@ python -m experiments.bench.smaller
     parse   minutes
 python -m experiments.bench.smaller --cases=filters --rounds=30
     parse   minutes
+python -m experiments.bench.latency runs/digits
+    run     --seconds=0.05; --rounds=1; --clients=2; --image=experiments/samples/digit3.png; --out=latency
+python -m experiments.bench.latency lite0.safetensors exported/lite0_onnx --image=cat.jpg --clients=1,8,64
+    parse   a minute
+python -m experiments.bench.smaller --cases=blocks --out=runs/blocks
+    parse   minutes
 python -m experiments.bench.together --config=configs/study.py:digits,model=resnet8
     parse   minutes; test_together.py
 python -m experiments.bench.together --seeds=2,4,8,16 --config=configs/study.py:cifar10,model=resnet20
@@ -220,6 +226,12 @@ python -m train.predict exported/x_onnx *.jpg --top=3 --out=predictions.png
     run
 python -m train.predict exported/x_hlo cat.jpg --json
     run
+python -m train.serve runs/digits
+    parse   serves until it is stopped; train/serving/test_server.py
+python -m train.serve exported/x_onnx --port=8080 --batch=16
+    parse   serves until it is stopped; train/serving/test_server.py
+python -m train.serve hf:timm/resnet50.a1_in1k
+    parse   downloads; train/serving/test_server.py
 python -m train.probe --config=configs/transfer.py:from=runs/x,to=cifar10
     parse   needs a data set
 python -m train.probe --config=configs/transfer.py:from=runs/x,to=digits --endpoint=stage2 --classifiers=logistic

@@ -14,7 +14,7 @@ from tests.tiny import ROOT
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"(?:<!-- (not run|fails)(?:: (.*?))? -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OTHER_PROGRAMS = {".", "cd", "git", "srun", "gcloud", "pip"}
+OTHER_PROGRAMS = {".", "cd", "git", "srun", "gcloud", "pip", "curl"}
 OTHER_MODULES = {
     "pytest",
     "pip",

@@ -19,7 +19,7 @@ from models.layers.endpoint import capture
 from tests import pictures as tests_pictures
 from tests import tiny
 from train import loop, restore
-from train.data import decode, view
+from train.data import user_image, view
 from train.data.decode import Decoder
 from train.data.options import Options
 from train.data.sources.folder import FolderSource
@@ -202,7 +202,7 @@ def center(canvas, axes, mask):
 def test_heat_lies_over_its_place_in_a_picture_of_any_aspect_ratio(crop, left, tmp_path):
     decoder = Decoder(crop, 16, 1, eval_crop=1.0)
     path = wide_photo(tmp_path, left)
-    pixels, seen = decode.of_file(decoder, (16, 16, 1), path), view.of_file(decoder, (16, 16, 1), path)
+    pixels, seen = user_image.of_file(decoder, (16, 16, 1), path), view.of_file(decoder, (16, 16, 1), path)
     subject = subjects.Subject(pixels, "wide", None, seen)
     assert seen.picture.shape == (32, 64, 3) and pixels.shape == (16, 16, 1)
     figure = Figure(figsize=(9, 3), layout="constrained", dpi=100)

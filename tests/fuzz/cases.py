@@ -23,7 +23,7 @@ from models.compress import file as compressed
 from tests import tfds_sample, tiny
 from tests.train.data import packed
 from train import loop, restore
-from train.data import decode, load
+from train.data import decode, load, user_image
 from train.data.sources import text
 from train.export import formats, loaded, write
 from train.export import network as networks
@@ -86,7 +86,7 @@ def image(ending: str, mode: str = "RGB", **options: Any) -> Case:
     def make(folder):
         Image.fromarray(PICTURE).convert(mode).save(folder / f"a{ending}", **options)
 
-    return Case(make, lambda folder: digest(decode.of_file(DECODER, (16, 16, 3), folder / f"a{ending}")))
+    return Case(make, lambda folder: digest(user_image.of_file(DECODER, (16, 16, 3), folder / f"a{ending}")))
 
 
 def _options(**values: Any) -> types.SimpleNamespace:

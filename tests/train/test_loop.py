@@ -309,3 +309,8 @@ def test_lsuv_as_data_init():
     plain = build_run(tiny.config())
     a, b = run.state.params["head"]["kernel"], plain.state.params["head"]["kernel"]
     assert not np.allclose(a, b)
+
+
+def test_bfloat16_on_a_cpu_gets_a_line():
+    assert any("slower than float32" in note for note in build_run(tiny.config(precision="bfloat16")).notes)
+    assert build_run(tiny.config()).notes == ()

@@ -5,7 +5,7 @@ that cheap), and only the crop is resampled. The bicubic evaluation crop does ne
 of torchvision, and thus timm's preprocessing, to the bit.
 
 All encodings of a picture give the same levels (`levels`). A file with several frames or pages (GIF, APNG, WebP, TIFF)
-stands for its first one. A picture of more than MOST_PIXELS pixels is refused.
+stands for its first one. A picture of more than MOST_PIXELS pixels is refused, and `Accepted` can narrow that.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -51,6 +51,25 @@ _TURNS = {
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+class TooManyPixels(UserError):
+    """A picture that claims more pixels than are accepted."""
+
+
+class Accepted(NamedTuple):
+    """The files that are decoded; others are refused before their pixels are.
+
+    Attributes:
+      pixels: largest number of pixels.
+      formats: PIL's names of formats, such as "JPEG"; None accepts every format of pictures.
+    """
+
+    pixels: int = MOST_PIXELS
+    formats: tuple[str, ...] | None = None
+
+
+PICTURES = Accepted()
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """A function that decodes and crops one image: `decoder(encoded, rng) -> uint8 [H, W, C]`.
@@ -80,15 +99,19 @@ class Decoder:
     interpolation: str = "bilinear"
     exact: bool = False
 
-    def __call__(self, encoded: bytes | Path | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    def __call__(
+        self, encoded: bytes | Path | np.ndarray, rng: np.random.Generator | None = None, accepted: Accepted = PICTURES
+    ) -> np.ndarray:
         """Returns the pixels of one image, uint8 [H, W, C].
 
         Args:
           encoded: the bytes of a file, a file, or uint8 pixels [H, W, C].
           rng: generator of the training crop; None for the evaluation crop.
+          accepted: the files that are decoded.
 
         Raises:
-          ValueError: the levels have no meaning (see `levels`), or there are too many pixels.
+          TooManyPixels: there are more pixels than accepted.
+          ValueError: the levels have no meaning (see `levels`).
           Exception: whatever PIL raises for a file that it cannot decode.
         """
         if isinstance(encoded, np.ndarray):
@@ -96,8 +119,9 @@ class Decoder:
                 return encoded
             with Image.fromarray(encoded[..., 0] if encoded.shape[-1] == 1 else encoded) as image:
                 return self._pixels(image, rng)
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-            _check(image)
+        file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+        with Image.open(file, formats=accepted.formats) as image:
+            _check(image, accepted.pixels)
             _mend_transparency(image)
             return self._pixels(image, rng, orientation(image) if self.exif == "apply" else 1)
 
@@ -166,12 +190,12 @@ def endings() -> frozenset[str]:
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in readable)
 
 
-def _check(image: Image.Image) -> None:
+def _check(image: Image.Image, most: int) -> None:
     """Raises ValueError for an opened file that is not a picture, or that claims too many pixels."""
     if image.format in _NOT_PICTURES:
         raise ValueError(f"{image.format} is not a format for pictures")
-    if image.width * image.height > MOST_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}")
+    if image.width * image.height > most:
+        raise TooManyPixels(f"{image.width}x{image.height} pixels are more than {most:,}")
 
 
 def _mend_transparency(image: Image.Image) -> None:
@@ -281,63 +305,6 @@ def _composited(image: Image.Image) -> Image.Image:
         image = image.convert("LA")  # the only mode to which PIL converts it
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image).convert("RGB")
-
-
-def for_users(decoder: Decoder, shape: tuple[int, ...], name: str) -> Decoder:
-    """Returns the evaluation crop of a run, or one that squeezes images to `shape` where evaluation does not crop.
-
-    Raises:
-      UserError: the network's images are not square; `name` says what was to be decoded.
-    """
-    height, width, channels = shape
-    if decoder.crop != "none" and height == decoder.size:
-        return decoder
-    if height != width:
-        raise UserError(f"{name}: files are squeezed to squares, but this network takes images of {height} x {width}")
-    return dataclasses.replace(decoder, crop="whole", size=height, channels=channels)
-
-
-def of_pixels(decoder: Decoder, shape: tuple[int, int, int], pixels: np.ndarray) -> np.ndarray:
-    """Crops a user's pixels as `of_file` crops a file.
-
-    Args:
-      decoder: the decoder of the run.
-      shape: (H, W, C) of the network's images.
-      pixels: uint8 [H, W], or [H, W, C] with 1 or 3 channels; left as they are where they have this shape already.
-
-    Returns:
-      Pixels, uint8 `shape`.
-
-    Raises:
-      UserError: the array is something else, or the network's images are not square.
-    """
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
-        raise UserError(f"an image is {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [H, W], [H, W, 1], [H, W, 3]")
-    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    return pixels if pixels.shape == shape else for_users(decoder, shape, "an image")(pixels)
-
-
-def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> np.ndarray:
-    """Decodes a user's file with the evaluation crop, or squeezes it to `shape` where evaluation does not crop.
-
-    Args:
-      decoder: the decoder of the run.
-      shape: (H, W, C) of the network's images.
-      path: the file.
-
-    Returns:
-      Pixels, uint8 `shape`.
-
-    Raises:
-      UserError: there is no such file, it cannot be decoded, or the network's images are not square.
-    """
-    decoder = for_users(decoder, shape, str(path))
-    if not Path(path).is_file():
-        raise UserError(f"{path}: {'this is not a file' if Path(path).exists() else 'there is no such file'}")
-    try:
-        return decoder(Path(path))
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, … for a damaged file
-        raise UserError(f"{path}: it cannot be decoded: {error}") from None
 
 
 def _scaled_decoding(image: Image.Image, box: Crop, size: int) -> tuple[int, Crop]:

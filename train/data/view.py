@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from train.data import decode
+from train.data import decode, user_image
 
 LARGEST = 1024  # pixels per side of a picture that is kept to be drawn
 
@@ -24,20 +24,23 @@ class View(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def of_file(decoder: decode.Decoder, shape: tuple[int, ...], stored: bytes | Path) -> View:
-    """Returns the view of a file, or of its bytes, of which `train.data.decode.of_file` returns the pixels.
+def of_file(
+    decoder: decode.Decoder, shape: tuple[int, ...], stored: bytes | Path, accepted: decode.Accepted = decode.PICTURES
+) -> View:
+    """Returns the view of a file, or of its bytes, of which `train.data.user_image.of_file` returns the pixels.
 
     Args:
       decoder: the decoder of the run.
       shape: (H, W, C) of the network's images.
       stored: the file, which can be decoded, or its bytes.
+      accepted: the files that are decoded.
 
     Raises:
       UserError: the network's images are not square.
     """
-    whole = dataclasses.replace(decoder, crop="none", channels=3)(stored)
+    whole = dataclasses.replace(decoder, crop="none", channels=3)(stored, accepted=accepted)
     height, width = whole.shape[:2]
-    left, top, right, bottom = decode.for_users(decoder, shape, "an image").box(width, height)
+    left, top, right, bottom = user_image.for_users(decoder, shape, "an image").box(width, height)
     scale = min(1.0, LARGEST / max(height, width))
     if scale < 1:
         size = max(1, round(scale * width)), max(1, round(scale * height))

@@ -29,6 +29,8 @@ onnx         by jax2onnx, for batches of any size (pip install -e '.[export]'; p
 stablehlo    by jax.export, for batches of any size, on cpu, cuda and tpu; needs only jax
 compressed   omits zeros, and stores few values as Huffman-coded indices and signs as bits; exact to the bit. --share
              first lets the weights of a layer share values, without training (config.optimizer.share trains them)
+semi_structured  kernels with two zeros in each four inputs as values (float16) and 2-bit positions, as sparse tensor
+             cores take them (CUTLASS, torch.sparse); of runs with config.optimizer.prune="magnitude(structure='2:4')"
 
 onnx and stablehlo are programs. --fold=normalization makes them take pixels (uint8) and return probabilities and
 logits. --fold=batch_norm makes batch normalization a part of the convolutions. The default is both; with --fold= they

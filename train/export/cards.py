@@ -10,8 +10,9 @@ import flax.linen as nn
 
 import models
 from models import weights
-from models.compress import file
+from models.compress import file, two_four
 from models.errors import UserError
+from models.weights.foreign import Damaged
 from train.storage.files import read_json, sha256, write_json
 
 NAME = "card.json"
@@ -53,8 +54,13 @@ SCHEMA = {
             "card_sha256": _TEXT,
         }
     ),
-    "if": {"properties": {"format": {"const": "torch"}}},
-    "then": _object({"torch": _object({"library": _TEXT})}),
+    "allOf": [
+        {"if": {"properties": {"format": {"const": "torch"}}}, "then": _object({"torch": _object({"library": _TEXT})})},
+        {
+            "if": {"properties": {"format": {"const": "semi_structured"}}},
+            "then": _object({"packed": {"type": "object", "additionalProperties": _SIZES}}),
+        },
+    ],
 }
 
 
@@ -93,6 +99,7 @@ def read(folder: Path) -> dict[str, Any]:
         "verified": the comparison with the run's network.
         "sha256", "card_sha256": checksums by file, and of all other keys.
         "torch": of the format torch, library, name and arguments there.
+        "packed": of the format semi_structured, shapes of the packed kernels by name.
 
     Raises:
       UserError: the card or a file is missing, damaged, or differs from the export.
@@ -127,11 +134,18 @@ def network(folder: Path, card: Mapping[str, Any]) -> tuple[nn.Module, dict[str,
     path, kind = folder / card["file"], card["format"]
     if kind == "compressed":
         return file.load(file.read(path), path)
-    if kind not in ("safetensors", "torch"):
+    if kind not in ("safetensors", "semi_structured", "torch"):
         raise UserError(
             f"{folder} holds a program ({kind}), which does not name its weights; export "
             "safetensors, torch or compressed"
         )
     model = models.create(card["architecture"], **card["fields"])
     layout = card["torch"]["library"] if kind == "torch" else "ablate"
-    return model, weights.from_arrays(model, weights.read(path), layout, inputs=card["inputs"])
+    arrays = weights.read(path)
+    if kind == "semi_structured":
+        shapes = {name: tuple(shape) for name, shape in card["packed"].items()}
+        try:
+            arrays = two_four.load(arrays, shapes)
+        except Damaged as error:
+            raise UserError(f"{path}: {error}") from None
+    return model, weights.from_arrays(model, arrays, layout, inputs=card["inputs"])

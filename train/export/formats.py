@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import models
 from models import weights
-from models.compress import file
+from models.compress import file, skip, two_four
 from models.errors import UserError
 from models.kernels.tracing import lowering
 from models.weights import preprocessing
@@ -65,12 +66,13 @@ class Format(NamedTuple):
 
 
 def of_variables(model: nn.Module, variables: Mapping[str, Any], card: Mapping[str, Any]) -> Opened:
-    """Returns a flax module as a function of pixels."""
-    variables = jax.device_put(dict(variables))
+    """Returns a flax module as a function of pixels; on a CPU, it skips the zero blocks of pruned kernels."""
+    opened = skip.opened(model, variables, *models.abstract(card["inputs"]))
+    variables = jax.device_put(opened.variables)
 
     @jax.jit
     def compute(variables, pixels):
-        logits = cast("jax.Array", model.apply(variables, graph.normalized(pixels, card["preprocessing"])))
+        logits = cast("jax.Array", opened.apply(variables, graph.normalized(pixels, card["preprocessing"])))
         return graph.to_probabilities(logits, card["probabilities"]), logits
 
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,6 +99,18 @@ def _write_safetensors(network: PortableNetwork, card: Card, path: Path) -> Card
     about |= {"license": card["license"] or "", **({} if facts is None else {"preprocessing": facts})}
     weights.save(path, network.create(), network.variables, about)
     return {"usage": _OURS}
+
+
+def _write_semi_structured(network: PortableNetwork, card: Card, path: Path) -> Card:
+    arrays = weights.to_arrays(network.create(), network.variables, "ablate")
+    weights.write(path, two_four.dump(arrays), {"format": "pt"})
+    packed = {name: list(np.shape(array)) for name, array in arrays.items() if two_four.fits(array)}
+    return {
+        "packed": packed,
+        "usage": "torch.sparse.SparseSemiStructuredTensorCUTLASS(torch.Size([outputs, taps * inputs]), "
+        "packed=arrays[NAME + '.values'], meta=arrays[NAME + '.metadata'], packed_t=None, meta_t=None, "
+        "compressed_swizzled_bitmask=None), with arrays = safetensors.torch.load_file(" + repr(path.name) + ")",
+    }
 
 
 def _open_weights(folder: Path, card: Card) -> Opened:
@@ -302,5 +316,6 @@ FORMATS = {
     "stablehlo": Format(
         "model.stablehlo", _write_stablehlo, _open_stablehlo, folds=graph.FOLDS, outside=_stablehlo_outside
     ),
+    "semi_structured": Format("model.safetensors", _write_semi_structured, _open_weights, exact=True),
     "compressed": Format(f"model{file.SUFFIX}", _write_compressed, _open_weights, exact=True),
 }

@@ -34,7 +34,8 @@ def program(
     model, variables = network.create(), network.variables
     apply = model.apply
     if "batch_norm" in folds:
-        apply, variables, _ = fold.fold(model, variables, *models.abstract(network.inputs))
+        folded = fold.fold(model, variables, *models.abstract(network.inputs))
+        apply, variables = folded.apply(model), folded.variables
 
     def of_normalized(images: jax.Array) -> tuple[jax.Array]:
         return (cast("jax.Array", apply(variables, images)),)

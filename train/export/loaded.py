@@ -12,8 +12,9 @@ from models.errors import UserError, choice_error
 from models.weights import hub
 from train import published
 from train.data import background
-from train.data.decode import Decoder, of_file, of_pixels
+from train.data.decode import PICTURES, Accepted, Decoder
 from train.data.source import Source
+from train.data.user_image import of_file, of_pixels
 from train.export import cards, formats
 from train.storage.remote import fetched
 
@@ -39,22 +40,42 @@ class Loaded(NamedTuple):
 
     def pixels(self, image: str | Path | np.ndarray) -> np.ndarray:
         """Returns a file, or uint8 pixels [H, W, C] of any size, as `prepared` does; pixels are never inverted."""
-        return self._cropped(image) if isinstance(image, np.ndarray) else self.prepared(image)[0]
+        if isinstance(image, np.ndarray):
+            return of_pixels(self.decoder, self.shape, image)
+        return self.prepared(image)[0]
 
-    def prepared(self, file: str | Path) -> tuple[np.ndarray, bool]:
+    def prepared(self, file: str | Path | bytes, accepted: Accepted = PICTURES) -> tuple[np.ndarray, bool]:
         """Returns a file with the evaluation crop, uint8 [H, W, C], and whether it was inverted.
 
         A gray image that is dark on light is inverted where the training images are light on dark, and the reverse
         (`train.data.background`).
 
-        Raises:
-          UserError: it is not an image.
-        """
-        return background.matched(self._cropped(file), self.card["preprocessing"].get("background", ""))
+        Args:
+          file: the file, or its bytes.
+          accepted: the files that are decoded.
 
-    def _cropped(self, image: str | Path | np.ndarray) -> np.ndarray:
+        Raises:
+          UserError: it is not an image; `train.data.decode.TooManyPixels` if it is too large.
+        """
+        pixels = of_file(self.decoder, self.shape, file, accepted)
+        return background.matched(pixels, self.card["preprocessing"].get("background", ""))
+
+    def ranked(self, probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
+        """Returns (label, probability) of the `top` most probable classes of one image, most probable first."""
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        return [(self.card["labels"][i], float(probabilities[i])) for i in best]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The (H, W, C) of the images that the network takes."""
+        height, width, channels = self.card["preprocessing"]["shape"]
+        return height, width, channels
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder of the run's evaluation."""
         facts = self.card["preprocessing"]
-        decoder = Decoder(
+        return Decoder(
             facts["crop"],
             facts["size"],
             facts["channels"],
@@ -63,8 +84,6 @@ class Loaded(NamedTuple):
             interpolation=facts.get("interpolation", "bilinear"),  # cards of earlier versions have none
             exact=facts.get("exact", False),
         )
-        shape = tuple(facts["shape"])
-        return of_pixels(decoder, shape, image) if isinstance(image, np.ndarray) else of_file(decoder, shape, image)
 
 
 def load(where: str | Path, which: str | None = None) -> Loaded:

@@ -5,10 +5,12 @@ import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+from flax import traverse_util
 
 import models
 import train.evaluate
-from models.compress import shrink
+from models.compress import shrink, two_four
+from models.errors import UserError
 from models.layers import low_bit
 from train import step
 from train.data.image_feed import as_images
@@ -60,6 +62,28 @@ def shared(network: PortableNetwork, text: str) -> PortableNetwork:
     plan = weight_sharing.plan(text)
     assert plan is not None  # it is None only for an empty text
     return network._replace(variables={**network.variables, "params": plan.snap(network.variables["params"])})
+
+
+def halved(network: PortableNetwork) -> PortableNetwork:
+    """Returns the network with its 2:4 kernels rounded to float16, see models/compress/two_four.py.
+
+    Raises:
+      UserError: no kernel is 2:4, or a weight is too large for float16.
+    """
+    params = dict(traverse_util.flatten_dict(network.variables["params"], sep="/"))
+    kernels = {name: leaf for name, leaf in params.items() if two_four.fits(leaf)}
+    if not kernels:
+        raise UserError(
+            "format semi_structured needs kernels with two zeros in each four inputs, a multiple of "
+            f"{two_four.ROWS} outputs and of {two_four.COLUMNS} products per output: train with "
+            "optimizer.prune=\"magnitude(structure='2:4')\""
+        )
+    for name, kernel in kernels.items():
+        try:
+            params[name] = two_four.half(kernel)
+        except OverflowError as error:
+            raise UserError(f"format semi_structured: {name}: {error}") from None
+    return network._replace(variables={**network.variables, "params": traverse_util.unflatten_dict(params, sep="/")})
 
 
 def evaluate(run: Network, state: TrainState, network: PortableNetwork) -> dict[str, Any]:

@@ -109,6 +109,8 @@ def of_run(
     metrics = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
     if share:
         portable = network.shared(portable, share)
+    if format == "semi_structured":
+        portable = network.halved(portable)
     return export(run, portable, format, out, metrics, folds=folds, **options)
 
 

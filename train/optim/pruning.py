@@ -12,8 +12,11 @@ The name is that of a score (models/compress/prune.py): magnitude, movement, sni
     by               "global": scores of all layers are compared; "layer": each layer reaches the sparsity; "std":
                      global, in proportion to each layer's standard deviation; "runs/x/sensitivity.json": a file of the
                      hook `sensitivity`, by which pruning costs each layer the same accuracy
-    structure        "weights", "filters" (whole outputs) or "2:4" (two of four neighbors; takes no sparsity)
-    what             regular expression of the parameters that may be pruned
+    structure        "weights", "filters" (whole outputs), "blocks" (16 outputs of one input and tap, which inference
+                     skips on a CPU) or "2:4" (two of four neighbors; takes no sparsity)
+    what             regular expression of the parameters that may be pruned. By default, kernels that do not fit the
+                     structure stay dense: with "blocks", those with fewer than 16 inputs, such as the first, or with a
+                     number of outputs that is not divisible by 16; with "2:4", of inputs by 4
 
 With a filter, its bias and the scale and bias of its normalization are pruned, so that at any step the network equals
 the one without the filter (models/compress/shrink.py). Filters that cannot be removed exactly are an error.
@@ -35,6 +38,8 @@ from models.errors import UserError, choice_error
 from train.optim import sensitivity
 from train.optim.parameters import KERNELS, named, parameter_names, pattern, put
 from train.setup import spec
+
+LEAST_INPUTS = 16  # of a kernel that structure "blocks" prunes by default: smaller ones take little time
 
 
 class PruneState(NamedTuple):
@@ -71,6 +76,34 @@ class Plan(NamedTuple):
     def file(self) -> str:
         """The file of the hook `sensitivity` that it uses; "" if it uses none."""
         return self.by if self.sensitivity else ""
+
+    def weights(self, params: Any) -> dict[str, jax.Array]:
+        """Returns the parameters that are pruned, by name.
+
+        Raises:
+          UserError: `what` matches no parameter, or one that does not fit the structure.
+        """
+        weights = named(params, self.what)
+        if not weights:
+            raise UserError(
+                f"optimizer.prune: what='{self.what.pattern}' matches no parameter; one is named "
+                f"{parameter_names(params)[0]}"
+            )
+        by_default = self.what.pattern == KERNELS
+        reasons = {name: prune.misfit(name, leaf.shape, self.structure) for name, leaf in named(params).items()}
+        small = {
+            name
+            for name, leaf in weights.items()
+            if self.structure == "blocks" and (1, 1, *leaf.shape)[-2] < LEAST_INPUTS
+        }
+        fit = {name: leaf for name, leaf in weights.items() if not reasons[name] and not (by_default and name in small)}
+        if len(fit) == len(weights) or (by_default and fit):
+            return fit
+        reason = next((reasons[name] for name in weights if reasons[name]), "its layers have too few inputs")
+        kernels = [name for name in named(params, pattern(KERNELS)) if not reasons[name]]
+        others = [name for name in weights if reasons[name]]
+        hint = f"; what='{shrink.expression(kernels, others)}' can be pruned" if kernels else ""
+        raise UserError(f"optimizer.prune: structure {self.structure}: {reason}{hint}; dense: {', '.join(others)}")
 
     def due(self, step: jax.Array) -> jax.Array:
         """Returns whether weights are pruned at this step."""
@@ -207,19 +240,15 @@ def wrap(
         return extended
 
     def init(params):
-        weights = named(params, plan.what)
-        if not weights:
-            raise UserError(
-                f"optimizer.prune: what='{plan.what.pattern}' matches no parameter; one is named "
-                f"{parameter_names(params)[0]}"
-            )
+        weights = plan.weights(params)
         jax.eval_shape(lambda: plan.keep(weights, plan.end, weights=weights))  # raises if shapes do not fit
         moved = {name: jnp.zeros_like(weight) for name, weight in weights.items()} if plan.score == "movement" else {}
         masks = {name: jnp.ones(weight.shape, bool) for name, weight in weights.items()}
         return PruneState(jnp.zeros((), jnp.int32), masks, moved, inner.init(params))
 
     def update(updates, state, params=None, **extra):
-        weights, slopes = named(params, plan.what), named(updates, plan.what)
+        weights = plan.weights(params)
+        slopes = {name: slope for name, slope in named(updates).items() if name in weights}
         moved = {name: total - weights[name] * slopes[name] for name, total in state.moved.items()}
 
         def pruned_masks():

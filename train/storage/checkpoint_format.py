@@ -17,14 +17,16 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from models.errors import UserError
 from train.storage.files import sha256
+
+if TYPE_CHECKING:  # its import takes as long as the first step of a small network, and the first save is after that
+    import orbax.checkpoint as ocp
 
 # Orbax misreads these parts of a path as patterns ("runs[1]") or protocols ("a:/b"), and rejects paths not in UTF-8.
 _MISREAD = re.compile("[*?[\ud800-\udfff]|:/")
@@ -39,6 +41,8 @@ def write(folder: Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str,
       leaves: arrays by path.
       metadata: JSON with at least "step" and "scores".
     """
+    import orbax.checkpoint as ocp
+
     folder.mkdir()
     with plain_path(folder) as plain:
         orbax_alone().save(plain / "state", args=ocp.args.StandardSave(dict(leaves)))
@@ -100,6 +104,8 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def _whole(state: Path) -> dict[str, np.ndarray]:
     """Returns the arrays of a folder that Orbax has written, by path, as numpy arrays."""
+    import orbax.checkpoint as ocp
+
     if not (state / "_sharding").exists():  # numpy arrays, from one process
         return orbax_alone().restore(state, args=ocp.args.StandardRestore())
     whole = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes(state)}
@@ -108,6 +114,8 @@ def _whole(state: Path) -> dict[str, np.ndarray]:
 
 def shapes(state: Path) -> dict[str, Any]:
     """Returns objects with the shape and the dtype of each array in a folder that Orbax has written."""
+    import orbax.checkpoint as ocp
+
     return cast(Any, orbax_alone(ocp.PyTreeCheckpointHandler).metadata(state)).item_metadata.tree
 
 
@@ -123,8 +131,11 @@ def plain_path(folder: Path) -> Iterator[Path]:
         yield link
 
 
-def orbax_alone(handler: Callable[..., Any] = ocp.StandardCheckpointHandler) -> ocp.Checkpointer:
-    """Returns Orbax's reader and writer, which waits for no other process."""
+def orbax_alone(handler: Callable[..., Any] | None = None) -> "ocp.Checkpointer":
+    """Returns Orbax's reader and writer, which waits for no other process; by default, of arrays."""
+    import orbax.checkpoint as ocp
+
+    handler = handler or ocp.StandardCheckpointHandler
     alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
     return ocp.Checkpointer(handler(multiprocessing_options=alone), multiprocessing_options=alone)
 

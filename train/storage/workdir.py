@@ -13,7 +13,7 @@ import jax
 
 from models.errors import UserError
 from train.setup.config import check_types, difference, plain, without
-from train.storage import checkpoint, details, paths, remote, sharded
+from train.storage import checkpoint, details, paths, remote
 from train.storage.files import expanded, is_remote, parse_json, read_json, remove, write_atomically, write_json
 from train.storage.lock import Lock
 
@@ -129,6 +129,8 @@ class Workdir(contextlib.ExitStack):
           keep: see `open`.
           headline: see `open`.
         """
+        from train.storage import sharded  # imports Orbax
+
         self.is_shared = True
         if jax.process_index():
             self.enter_context(details.redirect(self.path / f"details-{jax.process_index()}.log"))

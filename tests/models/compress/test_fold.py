@@ -31,7 +31,8 @@ def test_logits_are_those_of_the_whole_network(kind):
     norms = sum(
         path[-1].key == "var" for path, _ in jax.tree_util.tree_leaves_with_path(variables.get("batch_stats", {}))
     )
-    apply, folded, pairs = fold(model, variables, images)
+    parts = fold(model, variables, images)
+    apply, folded, pairs = parts.apply(model), parts.variables, parts.pairs
     assert (norms, len(pairs)) == COUNTS[kind]
     expected = np.asarray(jax.jit(model.apply)(variables, images))
     logits = np.asarray(jax.jit(apply)(folded, images))
@@ -47,7 +48,8 @@ def test_logits_are_those_of_the_whole_network(kind):
 def test_a_layer_with_a_bias_keeps_one():
     model = models.create("vgg11_bn", stage_sizes=(1, 2), width=4, classifier=(16,), num_classes=10, image_size=32)
     variables, images = drawn.variables(model), jnp.asarray(drawn.images("vgg", (2, 32, 32, 3)))
-    apply, folded, pairs = fold(model, variables, images)
+    parts = fold(model, variables, images)
+    apply, folded, pairs = parts.apply(model), parts.variables, parts.pairs
     assert pairs and np.abs(np.asarray(apply(folded, images) - model.apply(variables, images))).max() < 1e-4
     before, after = (jax.tree.structure(tree) for tree in (variables, folded))
     assert before == after

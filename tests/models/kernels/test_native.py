@@ -1,6 +1,7 @@
 """Tests of models/kernels/native.py: where the library lies, when it is built, and fallbacks without a compiler."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,21 @@ def test_a_damaged_library_is_compiled_again(tmp_path, change):
 def test_works_without_the_library(tmp_path, env):
     assert not _available(tmp_path, **env)
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.full
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are instruction sets of x86-64")
+@pytest.mark.parametrize("instructions", ["x86-64", "x86-64-v3"])  # vectors of 4 and 8 floats
+def test_vectors_of_other_processors_give_the_same_convolutions(tmp_path, instructions):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\nexec g++ "$@" -march={instructions}\n')
+    compiler.chmod(0o755)
+    env = {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    if not _available(tmp_path / "cache", CXX=str(compiler)):
+        pytest.skip("no C++ compiler here")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "native"]
+    files = ["tests/models/layers/test_conv.py", "tests/models/layers/test_xnor.py"]
+    done = subprocess.run(
+        [*command, *files], capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, **env}
+    )
+    assert done.returncode == 0 and "...." in done.stdout, done.stdout  # dots of tests that ran

@@ -16,10 +16,11 @@ from tests import hostile_pictures as pictures
 from tests import tiny
 from tests.hostile_pictures import COLOR, ENCODINGS, GRAY, HEIGHT, SHARE, TRANSPARENT, WIDTH
 from train import loop, restore
-from train.data.decode import Decoder, levels, of_file
+from train.data.decode import Decoder, levels
 from train.data.load import load
 from train.data.shuffle import philox
 from train.data.source import Options, Unreadable
+from train.data.user_image import of_file
 from train.export.loaded import Loaded
 
 ROOT = Path(__file__).parents[3]

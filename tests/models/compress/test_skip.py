@@ -1,0 +1,80 @@
+"""Tests of models/compress/skip.py: which kernels are opened by their nonzero blocks, and nothing else."""
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import models
+from models.compress import skip
+from models.kernels import blocks, native
+from models.kernels.tracing import lowering
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+
+
+def _network(name, share, size=32, **fields):
+    """Returns a network whose kernels lack a share of their blocks, with drawn statistics, and images."""
+    model = models.create(name, num_classes=10, **fields)
+    rng = np.random.default_rng(0)
+    variables = models.initialize(model, jax.random.key(0), (1, size, size, 3))
+    flat = traverse_util.flatten_dict(jax.tree.map(np.array, variables), sep="/")
+    for path, leaf in flat.items():
+        if path.endswith("/kernel") and leaf.shape[-1] % 16 == 0 and leaf.shape[-2] >= 16:
+            leaf.reshape(*leaf.shape[:-1], -1, 16)[rng.random((*leaf.shape[:-1], leaf.shape[-1] // 16)) < share] = 0
+        elif leaf.ndim == 1:
+            flat[path] = leaf + 0.1 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32)
+    images = rng.normal(size=(3, size, size, 3)).astype(np.float32)
+    return model, traverse_util.unflatten_dict(flat, sep="/"), images
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "count"),
+    [
+        ("resnet8", {"width": 16}, 6),
+        ("preresnet20", {"width": 16, "shortcut": "B"}, 20),
+        ("vgg11_cifar", {"width": 16}, None),
+        ("vit_tiny_patch16", {"image_size": 32, "depth": 2, "heads": 2, "width": 32}, None),
+    ],
+)
+def test_the_logits_are_those_of_the_whole_kernels(name, fields, count):
+    if not set(fields) <= set(models.fields(name)):
+        fields = {key: value for key, value in fields.items() if key in models.fields(name)}
+    model, variables, images = _network(name, 0.75, **fields)
+    opened = skip.opened(model, variables, images)
+    assert opened.skipping and (count is None or len(opened.skipping) == count)
+    expected = jax.jit(model.apply)(variables, images)
+    logits = jax.jit(opened.apply)(opened.variables, images)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    with lowering("plain"):  # the whole kernels, folded
+        plain = jax.jit(lambda v, x: opened.apply(v, x))(opened.variables, images)
+    np.testing.assert_allclose(plain, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_kernel_gets_only_nonzero_blocks():
+    model, variables, images = _network("resnet8", 0.75, width=16)
+    opened = skip.opened(model, variables, images)
+    assert set(opened.skipping) == {f"stage{i}/block0/conv{j}/kernel" for i in (1, 2, 3) for j in (1, 2)}
+    nonzero = {
+        name: int(blocks.nonzero(traverse_util.flatten_dict(variables["params"], sep="/")[name]).sum())
+        for name in opened.skipping
+    }
+    program = jax.jit(opened.apply).lower(opened.variables, images).as_text()
+    assert program.count("ablate_conv_blocks") == 6
+    for name, count in nonzero.items():
+        assert opened.skipping[name] == pytest.approx(0.75, abs=0.1)
+        assert f"tensor<{count}x16xf32>" in program, name
+
+
+def test_dense_networks_are_unchanged(monkeypatch):
+    model, variables, images = _network("resnet8", 0.2, width=16)
+    opened = skip.opened(model, variables, images)
+    assert opened.apply == model.apply and not opened.skipping and "blocks" not in opened.variables
+    model, variables, images = _network("resnet8", 0.9, width=16)
+    monkeypatch.setattr(blocks, "available", lambda: False)  # an accelerator, or no compiler
+    assert not skip.opened(model, variables, images).skipping
+
+
+def test_layers_that_compute_their_kernel_are_dense():
+    model, variables, images = _network("resnet8", 0.9, width=16, conv="standardized")
+    assert not skip.opened(model, variables, images).skipping
