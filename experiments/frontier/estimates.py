@@ -96,12 +96,12 @@ def _estimate(dense: Dense, candidate: Candidate, size: Size, seconds: float, wh
 
 
 def _program(dense: Dense, model: Any) -> Any:
-    """Returns the call of a network on one image, with weights of 0."""
+    """Returns the call of a network on one image, with weights that are not 0, since blocks of zeros are skipped."""
     from train.export import formats, write
 
     shapes = jax.eval_shape(model.init, jax.random.key(0), *models.abstract(dense.portable.inputs))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(shapes))
+    small = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, leaf.dtype), dict(shapes))
     facts = {"preprocessing": write.preprocessing(dense.network), "probabilities": "softmax"}
-    opened = formats.of_variables(model, zeros, facts)
+    opened = formats.of_variables(model, small, facts)
     image = np.zeros((1, *dense.network.images.image_shape), np.uint8)
     return lambda: opened(image)

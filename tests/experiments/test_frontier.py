@@ -156,7 +156,7 @@ def test_candidates_train_as_long_as_the_dense_network(dense):
         expected = 0 if one.method == "share" else 4 + dense.before * (one.method == "narrow")
         assert steps == expected, one.name
     assert {one.method for one in methods.candidates(dense, "time")[0]} == {
-        "filters", "blocks", "blocks+filters", "narrow", "exits",
+        "filters", "blocks", "blocks+filters", "narrow", "exits", "zero blocks",
     }  # fmt: skip
 
 
