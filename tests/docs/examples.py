@@ -96,6 +96,14 @@ python -m experiments.explain --workdir=runs/x --indices=mistakes --target=top1,
     run
 python -m experiments.explain --workdir=runs/x --image=photos
     run
+python -m experiments.frontier --workdir=runs/x --measure=bytes --dry_run
+    run
+python -m experiments.frontier --workdir=runs/x --measure=bytes --lose=0.5 --budget=30m
+    parse   ten minutes; test_frontier.py
+python -m experiments.frontier --workdir=runs/x --measure=time --methods=filters,blocks,exits --budget=2h
+    parse   minutes; test_frontier.py
+python -m experiments.frontier --workdir=runs/x --measure=mult_adds --duration="3 epochs" --jobs=1
+    parse   ten minutes; test_frontier.py
 python -m experiments.report
     run
 python -m experiments.report --results=experiments/results --out=report

@@ -1,0 +1,191 @@
+"""Points of the frontier: trained candidates as exported folders, measured as they will be run."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.bench import timing
+from experiments.frontier.dense import Dense
+from experiments.frontier.methods import Candidate
+from models.analysis.tables import slug
+from models.errors import UserError
+from train.storage.files import read_json, write_json
+
+NAME = "point.json"  # beside each exported folder
+ROUNDS = 60  # calls of each program
+IMAGES = 256  # held-out images on which each export is verified
+BATCH = 250  # images at once where accuracy is measured
+SCHEMA = {
+    "type": "object",
+    "required": ["trial", "held_out", "bytes", "mult_adds", "folder", "format"],
+    "properties": {
+        "trial": {"type": "string"},
+        "held_out": {"type": "number", "minimum": 0, "maximum": 1},
+        "bytes": {"type": "integer", "minimum": 0},
+        "mult_adds": {"type": "number", "minimum": 0},
+        "folder": {"type": "string"},
+        "format": {"type": "string"},
+    },
+}
+
+
+class Point(NamedTuple):
+    """A trained and exported candidate.
+
+    Attributes:
+      name: The candidate's name.
+      folder: The exported folder.
+      facts: Content of point.json: "trial" (its address), "held_out" (accuracy on held-out images), "bytes",
+        "mult_adds" (of the average image), "format"; with exits also "thresholds" and "left", the share of the images
+        at each exit.
+    """
+
+    name: str
+    folder: Path
+    facts: Mapping[str, Any]
+
+    def opened(self, thresholds: Sequence[float] | None = None) -> Callable[[np.ndarray], np.ndarray]:
+        """Returns the network as a function from pixels, uint8 [N, H, W, C], to logits.
+
+        Args:
+          thresholds: For networks with exits, thresholds that replace those of the point.
+        """
+        from train.export import loaded
+
+        network = loaded.load(self.folder)
+        thresholds = self.facts.get("thresholds") if thresholds is None else thresholds
+        if thresholds is None:
+            return lambda pixels: network.run(pixels)[1]
+        return leaving(*network.network(), network.card["preprocessing"], thresholds)
+
+
+def leaving(
+    model: Any, variables: Any, preprocessing: Mapping[str, Any], thresholds: Sequence[float]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a network with exits as a function from pixels to the logits of the exit where each image leaves."""
+    from train.export import graph
+
+    limits, variables = np.asarray(thresholds, np.float32), jax.device_put(dict(variables))
+
+    @jax.jit
+    def compute(variables, pixels):
+        return model.apply(variables, graph.normalized(pixels, preprocessing), leave=limits)
+
+    return lambda pixels: np.asarray(compute(variables, pixels))
+
+
+def usual_format(measure: str) -> str:
+    """Returns the format in which points are exported: the smallest file, or the fastest program that can be run."""
+    import importlib.util
+
+    if measure != "time":
+        return "compressed"
+    is_there = all(importlib.util.find_spec(name) for name in ("jax2onnx", "onnx", "onnxruntime"))
+    return "onnx" if is_there else "stablehlo"
+
+
+def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str) -> Point:
+    """Exports the trained network of a candidate and measures it, unless this has been done.
+
+    Args:
+      candidate: The candidate.
+      run: Folder of its training.
+      trial: Address of its training.
+      out: Folder of all exported folders.
+      measure: The measure, which determines the format.
+
+    Raises:
+      UserError: It cannot be exported.
+    """
+    from train import restore
+    from train.export import network as portable
+    from train.export import verify, write
+
+    folder, facts_file = out / slug(candidate.name), out / f"{slug(candidate.name)}.{NAME}"
+    how = candidate.format or usual_format(measure)
+    if facts_file.exists():
+        facts = read_json(facts_file, SCHEMA)
+        if facts["trial"] == trial and facts["format"] == how and folder.exists():
+            return Point(candidate.name, folder, facts)
+    network, state = restore.load_network(run)
+    small = portable.network(network, state)
+    if candidate.share:
+        small = portable.shared(small, candidate.share)
+    out.mkdir(parents=True, exist_ok=True)
+    folds = write.named_format(how).folds
+    try:
+        card = write.export(network, small, how, folder, {}, folds=folds, images=IMAGES, **candidate.options)
+    except verify.Failed as error:
+        raise UserError(f"{candidate.name}: its export failed: {error}") from None
+    facts = {
+        "trial": trial,
+        "format": how,
+        "folder": folder.name,
+        "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.name.startswith(card["file"])),
+        "mult_adds": card["mult_adds"],
+        **(_with_exits(network, state, candidate.exits) if candidate.exits else {}),
+        "held_out": 0.0,
+    }
+    facts["held_out"] = float(right(Point(candidate.name, folder, facts), network.images.test).mean())
+    write_json(facts_file, facts)
+    return Point(candidate.name, folder, json.loads(json.dumps(facts)))
+
+
+def _with_exits(network: Any, state: Any, share: float) -> dict[str, Any]:
+    """Fits thresholds of exits that allow a share of the mult-adds for the average held-out image."""
+    from train import adaptive
+    from train.tasks.multi_exit import exit_costs
+
+    costs = exit_costs(network.task.model, network.images.image_shape)
+    results = adaptive.exits(network, state, network.feed.test_batches())
+    allowed = max(share * costs[-1], costs[0])
+    found = adaptive.budgeted(results, results, costs, allowed)
+    return {name: found[name] for name in ("mult_adds", "thresholds", "left")}
+
+
+def right(point: Point, source: Any) -> np.ndarray:
+    """Returns for each image of a source whether a point predicts its class, bool [N]."""
+    opened, parts = point.opened(), []
+    for start in range(0, len(source), BATCH):
+        batch = source.read(np.arange(start, min(start + BATCH, len(source))))
+        parts.append(opened(batch["image"]).argmax(1) == batch["label"])
+    return np.concatenate(parts)
+
+
+def milliseconds(dense: Dense, points: Sequence[Point]) -> dict[str, float]:
+    """Returns the median time of each point for one image; the programs take turns.
+
+    With exits, it is the mean over exits, weighted by the share of the images that leave there.
+    """
+    image = np.asarray(dense.network.images.test.read(np.arange(1))["image"])
+    calls, weights = {}, {}
+    for point in points:
+        left = point.facts.get("left")
+        for number in range(len(left or [1.0])):
+            thresholds = None if left is None else [2.0] * number + [-1.0] * (len(left) - 1 - number)
+            call = point.opened(thresholds)
+            calls[point.name, number] = lambda call=call: call(image)
+            weights[point.name, number] = (left or [1.0])[number]
+    for call in calls.values():
+        call()
+        call()
+    seconds = timing.medians(calls, ROUNDS)
+    totals = dict.fromkeys((point.name for point in points), 0.0)
+    for (name, number), value in seconds.items():
+        totals[name] += 1000 * weights[name, number] * value
+    return totals
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Returns how many points of accuracy a loses against b on the same images, and the half-width of its 95% interval.
+
+    Args:
+      a: Whether each image is right, bool [N].
+      b: The same for the other network.
+    """
+    each = b.astype(float) - a.astype(float)
+    return 100 * float(each.mean()), 196 * float(each.std() / np.sqrt(len(each)))
