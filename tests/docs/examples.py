@@ -198,6 +198,8 @@ python -m train.export --workdir=runs/x --format=torch --torch_python=venv-torch
     parse   needs PyTorch; test_export.py
 python -m train.export --workdir=runs/x --format=compressed --share="linear(conv=8, dense=5)" --out=exported/x_small
     run
+python -m train.export --workdir=runs/x --format=onnx --quantize=int8 --lose=0.5 --out=exported/x_int8
+    run
 python -m train.export --workdir=runs/x --to=hf:me/digits --license=CC-BY-4.0
     parse   needs a token; train/test_published.py
 python -m train.predict hf:timm/resnet50.a1_in1k cat.jpg

@@ -14,6 +14,7 @@ from models.errors import UserError, choice_error
 from models.weights import torch_names
 from train.data import imagenet
 from train.export import cards, formats, graph, network, push, verify
+from train.export import quantize as quantization
 from train.export.network import PortableNetwork
 from train.recording import summary
 from train.run import Network
@@ -94,7 +95,7 @@ def of_run(
       out: see `export`.
       folds: see `export`; None means all that the format supports.
       share: codebooks to round the weights to, as in config.optimizer.share.
-      **options: images, license, layout and python; see `export`.
+      **options: images, license, layout, python, quantize and lose; see `export`.
 
     Returns:
       The card, as it is in the folder.
@@ -124,6 +125,8 @@ def export(
     license: str = "",
     layout: str = "",
     python: str = sys.executable,
+    quantize: str = "",
+    lose: float = quantization.LOSE,
 ) -> dict[str, Any]:
     """Writes a run's network in one of `formats.FORMATS`, opens it again and compares it on test images.
 
@@ -138,6 +141,8 @@ def export(
       license: SPDX identifier of the license of the weights.
       layout: for the format torch, "torchvision" or "timm"; "" means the first that has the network.
       python: for the format torch, a Python that has that library.
+      quantize: for the format onnx, one of `quantize.METHODS`; "" keeps float32.
+      lose: points of accuracy that a quantized network may lose on training images.
 
     Returns:
       The card, as it is in the folder.
@@ -148,13 +153,19 @@ def export(
     """
     check(format, out, folds)
     out, how = Path(out), formats.FORMATS[format]
+    quantization.check(quantize, format, lose if quantize else None)
     outside = check_libraries(format, network, layout, python)
+    calibration = quantization.training_images(run, quantize) if quantize else None
     card = {"format": format, "file": how.file, **card_of(run, network, metrics, folds, license), **outside}
     partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         card |= how.write(network, card, partial / how.file)
+        if quantize:
+            card["quantized"] = quantization.quantize(
+                run, network, partial / how.file, card, quantize, lose, calibration
+            )
         card["verified"] = verify.verify(run, network, partial, card, images, python)
         card = cards.write(partial, card)
         if out.exists():
