@@ -10,7 +10,7 @@ import contextlib
 import copy
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,21 +38,26 @@ class Int8(NamedTuple):
       method: "int8" or "dynamic".
       layers: multiply-adds of each layer per image, by the name of its node, in order.
       ranges: the lowest and highest value of each tensor; {} for "dynamic".
+      without: names of layers that stay in float32 because they have no range.
     """
 
     model: Any
     method: str
     layers: dict[str, int]
     ranges: Ranges
+    without: tuple[str, ...] = ()
 
 
-def prepare(path: Path, method: str, batches: Sequence[np.ndarray]) -> Int8:
+def prepare(
+    path: Path, method: str, batches: Sequence[np.ndarray], known: Callable[[Any], Ranges] | None = None
+) -> Int8:
     """Returns a float32 export with the ranges of its tensors.
 
     Args:
       path: the file of the float32 export.
       method: "int8" or "dynamic".
       batches: inputs of the program for calibration; at least one.
+      known: returns the ranges of the tensors of the model, where they need no calibration.
 
     Raises:
       UserError: nothing in the network can be quantized.
@@ -77,7 +82,13 @@ def prepare(path: Path, method: str, batches: Sequence[np.ndarray]) -> Int8:
         for node in nodes
         for weight in [graph.constants[node.input[1]]]
     }
-    return Int8(model, method, layers, ranges if method == "int8" else {})
+    if method == "dynamic":
+        return Int8(model, method, layers, {})
+    ranges = ranges if known is None else known(model)
+    outputs = {node.name: node.output[0] if node.op_type == "Conv" else node.input[0] for node in nodes}
+    without = [node.name for node in nodes if not {node.input[0], outputs[node.name]} <= ranges.keys()]
+    layers = {name: count for name, count in layers.items() if name not in without}
+    return Int8(model, method, layers, ranges, tuple(without))
 
 
 def _split_gemms(model: Any) -> None:

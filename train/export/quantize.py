@@ -5,6 +5,7 @@ Jacob et al. 2018           Quantization and training of neural networks for eff
 Krishnamoorthi 2018         Quantizing deep convolutional networks for efficient inference, arXiv 1806.08342
 """
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from train.export import formats, onnx_int8
 from train.export.formats import Card, Failed
 from train.export.network import PortableNetwork
 from train.export.onnx_int8 import Int8
+from train.export.trained_int8 import Trained, tensor_ranges
 from train.run import Network
 from train.tasks.base import ImageTask
 
@@ -28,6 +30,11 @@ METHODS = ("int8", "dynamic")
 LOSE = 0.5  # points of accuracy
 CALIBRATION, HELD_OUT, SENSITIVITY = 256, 1000, 32  # numbers of training images
 BATCH = 32
+ORIGINS = {
+    "int8": "calibrated, by the means of the lowest and highest values of batches",
+    "trained": "the running ranges of the trained int8 layers",
+    "dynamic": "of each input, when it is computed",
+}
 Logits = Callable[[np.ndarray], np.ndarray]
 
 
@@ -64,28 +71,32 @@ def check(method: str, format: str, lose: float | None) -> None:
         raise UserError(f"--quantize={method} is for --format=onnx, not --format={format}")
 
 
-def training_images(run: Network, method: str) -> Images | None:
+def training_images(run: Network, needed: bool) -> Images | None:
     """Reads images for calibration and for measuring the accuracy, no image for both.
 
+    Args:
+      run: the run.
+      needed: whether the ranges of the tensors are to be calibrated.
+
     Returns:
-      The images; None where a run without training images is quantized dynamically, which needs none.
+      The images; None where there are no training images, and none are needed.
 
     Raises:
-      UserError: there are no training images, and the method needs them.
+      UserError: there are no training images, and they are needed.
     """
     try:
         train = run.images.train
     except Changed:
         raise
     except UserError as error:
-        if method == "dynamic":
+        if not needed:
             return None
         raise UserError(
             f"--quantize=int8 calibrates on training images, which this run does not have: {error}"
         ) from None
     order = np.random.default_rng(0).permutation(len(train))[: CALIBRATION + HELD_OUT]
     if len(order) < 2:
-        raise UserError(f"--quantize={method} needs at least 2 training images, and the run has {len(order)}")
+        raise UserError(f"--quantize needs at least 2 training images, and the run has {len(order)}")
     count = min(CALIBRATION, len(order) // 2)
     parts = [
         [np.sort(part[start : start + BATCH]) for start in range(0, len(part), BATCH)]
@@ -177,18 +188,26 @@ def _ranking(network: Int8, pixels: np.ndarray, path: Path, open: Callable[[Path
 
 
 def quantize(
-    run: Network, network: PortableNetwork, path: Path, card: Card, method: str, lose: float, images: Images | None
+    run: Network,
+    network: PortableNetwork,
+    path: Path,
+    card: Card,
+    method: str,
+    lose: float,
+    images: Images | None,
+    trained: Trained | None = None,
 ) -> dict[str, Any]:
     """Replaces the file of a float32 export by its int8 version.
 
     Args:
       run: the run.
-      network: its network.
+      network: its network, with ordinary layers.
       path: the file.
       card: its card.
       method: one of METHODS.
       lose: points of accuracy on the held-out images that may be lost.
       images: from `training_images`.
+      trained: the ranges of a network that was trained with int8 layers, which needs no calibration.
 
     Returns:
       The entry "quantized" of the card.
@@ -206,7 +225,9 @@ def quantize(
 
     blank = np.zeros(card["inputs"], np.uint8)
     pixels = images.calibration if images else [blank]
-    prepared = onnx_int8.prepare(path, method, [formats.program_input(card, batch) for batch in pixels])
+    known = functools.partial(tensor_ranges, network=network, trained=trained) if trained else None
+    pixels = [blank] if trained else pixels
+    prepared = onnx_int8.prepare(path, method, [formats.program_input(card, batch) for batch in pixels], known)
     original = logits(path)
     choice = choose(prepared, run, images, lose, logits, original)
     with tempfile.TemporaryDirectory() as folder:
@@ -216,12 +237,12 @@ def quantize(
         programs = {"int8": logits(file), "float32": original, "ours": lambda pixels: ours(pixels)[1]}
         entry = {
             "method": method,
-            "calibration": "means of the lowest and highest values of batches" if method == "int8" else "none",
-            "calibration_images": sum(map(len, images.calibration)) if images and method == "int8" else 0,
+            "calibration": ORIGINS["dynamic" if method == "dynamic" else "trained" if trained else "int8"],
+            "calibration_images": sum(map(len, pixels)) if method == "int8" and not trained else 0,
             "held_out_images": sum(len(batch["image"]) for batch in images.held_out) if images else 0,
             "accuracy": {"float32": choice.before, "int8": choice.after},
             "lose": lose,
-            "float32_layers": list(choice.floats),
+            "float32_layers": [*choice.floats, *prepared.without],
             "int8_layers": len(prepared.layers) - len(choice.floats),
             "kernels": onnx_int8.kernels(file),
             "mult_adds": sum(count for name, count in prepared.layers.items() if name not in choice.floats)
@@ -254,9 +275,8 @@ def lines(entry: Mapping[str, Any], headline: str) -> list[str]:
     return [
         f"{entry['method']}: {int8} layers in int8, {entry['mult_adds']:.1%} of the multiply-adds; {len(floats)} in "
         f"float32{names}; onnxruntime computes {kernels} of {int8} with int8 kernels here",
-        f"calibration: {entry['calibration']}, {entry['calibration_images']} training images"
-        if entry["calibration_images"]
-        else "calibration: none, as scales are computed for each image",
+        f"scales: {entry['calibration']}"
+        + (f", {entry['calibration_images']} training images" if entry["calibration_images"] else ""),
         f"{headline} of {held_out}: {accuracy['float32']:.2%} in float32, {accuracy['int8']:.2%} in int8; lost "
         f"{100 * (accuracy['float32'] - accuracy['int8']):.2f} of at most {entry['lose']:g} points"
         if accuracy["int8"] is not None

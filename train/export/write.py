@@ -13,7 +13,7 @@ from models.analysis.cost import analyze
 from models.errors import UserError, choice_error
 from models.weights import torch_names
 from train.data import imagenet
-from train.export import cards, formats, graph, network, push, verify
+from train.export import cards, formats, graph, network, push, trained_int8, verify
 from train.export import quantize as quantization
 from train.export.network import PortableNetwork
 from train.recording import summary
@@ -155,16 +155,19 @@ def export(
     out, how = Path(out), formats.FORMATS[format]
     quantization.check(quantize, format, lose if quantize else None)
     outside = check_libraries(format, network, layout, python)
-    calibration = quantization.training_images(run, quantize) if quantize else None
+    trained, written = None, network
+    if quantize == "int8" and trained_int8.is_trained(network):
+        written, trained = trained_int8.plain(network)
+    calibration = quantization.training_images(run, quantize == "int8" and not trained) if quantize else None
     card = {"format": format, "file": how.file, **card_of(run, network, metrics, folds, license), **outside}
     partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        card |= how.write(network, card, partial / how.file)
+        card |= how.write(written, {**card, "fields": written.fields}, partial / how.file)
         if quantize:
             card["quantized"] = quantization.quantize(
-                run, network, partial / how.file, card, quantize, lose, calibration
+                run, written, partial / how.file, card, quantize, lose, calibration, trained
             )
         card["verified"] = verify.verify(run, network, partial, card, images, python)
         card = cards.write(partial, card)
@@ -184,6 +187,8 @@ def check_libraries(format: str, network: PortableNetwork, layout: str, python: 
     """
     entries = {}
     if format == "torch":
+        if trained_int8.is_trained(network):
+            raise UserError("--format=torch has no int8 layers; export --format=onnx --quantize=int8, or safetensors")
         constructor = torch_names.constructor(network.name, network.create(), layout)
         entries["torch"] = dict(zip(("library", "name", "arguments"), constructor, strict=True))
     formats.FORMATS[format].check(entries, python)
