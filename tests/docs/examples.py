@@ -46,6 +46,10 @@ python -m experiments.bench.smaller
     parse   minutes
 python -m experiments.bench.smaller --cases=filters --rounds=30
     parse   minutes
+python -m experiments.bench.int8
+    parse   minutes
+python -m experiments.bench.int8 --cases=resnet50,vit_small_patch16 --rounds=50
+    parse   minutes
 python -m experiments.bench.together --config=configs/study.py:digits,model=resnet8
     parse   minutes; test_together.py
 python -m experiments.bench.together --seeds=2,4,8,16 --config=configs/study.py:cifar10,model=resnet20

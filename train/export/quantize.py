@@ -30,6 +30,7 @@ METHODS = ("int8", "dynamic")
 LOSE = 0.5  # points of accuracy
 CALIBRATION, HELD_OUT, SENSITIVITY = 256, 1000, 32  # numbers of training images
 BATCH = 32
+PAUSE = 0.1  # seconds between timed calls
 ORIGINS = {
     "int8": "calibrated, by the means of the lowest and highest values of batches",
     "trained": "the running ranges of the trained int8 layers",
@@ -255,10 +256,14 @@ def quantize(
 
 
 def medians(programs: Mapping[str, Callable[[], Any]], rounds: int = 15) -> dict[str, float]:
-    """Returns the median milliseconds of programs that take turns, after two calls of each."""
+    """Returns the median milliseconds of programs that take turns, after two calls of each.
+
+    The pauses are there because onnxruntime's threads spin after a call, which would slow down the next program.
+    """
     times = {name: [] for name in programs}
     for number in range(rounds + 2):
         for name, call in programs.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             call()
             if number >= 2:
