@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from models.errors import UserError
 from models.layers.conditional import compacted
@@ -140,7 +141,8 @@ class Block(nn.Module):
             x = conv(self.features, 1, self.stride, name="downsample_conv")(source)
             return x if self.preact else norm(name="downsample_norm")(x)
         if changes:
-            x = x[:, :: self.stride, :: self.stride]  # [N, H, W, C] -> [N, H / stride, W / stride, C]
+            for axis in (1, 2):  # [N, H, W, C] -> [N, H / stride, W / stride, C]; x[:, ::2] exports as a gather
+                x = lax.slice_in_dim(x, 0, None, self.stride, axis)
             new = self.features - x.shape[-1]
             before = new // 2 if self.shortcut == "A_both" else 0
             x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, new - before)))

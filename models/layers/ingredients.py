@@ -16,6 +16,7 @@ from models.kernels.tracing import lowering
 from models.layers.activation import activation
 from models.layers.conv import Conv, Dense, StandardizedConv
 from models.layers.init import init
+from models.layers.int8 import Int8Conv, Int8Dense
 from models.layers.low_bit import BinaryWeightConv, BinaryWeightDense, TernaryConv, TernaryDense, XnorConv, XnorDense
 from models.layers.norm import norm, separates_channels, synchronizes
 
@@ -26,8 +27,15 @@ CONVS = {
     "ternary": TernaryConv,
     "binary_weight": BinaryWeightConv,
     "xnor": XnorConv,
+    "int8": Int8Conv,
 }
-DENSES = {"standard": Dense, "ternary": TernaryDense, "binary_weight": BinaryWeightDense, "xnor": XnorDense}
+DENSES = {
+    "standard": Dense,
+    "ternary": TernaryDense,
+    "binary_weight": BinaryWeightDense,
+    "xnor": XnorDense,
+    "int8": Int8Dense,
+}
 LOW_BIT = ("ternary", "binary_weight", "xnor")  # names in CONVS and DENSES that `Sites` restricts
 MAX_SMALLEST = 1024  # largest image size, in pixels, to try if images are too small
 HEAD = "head"  # name of every network's last layer
@@ -106,8 +114,9 @@ class Network(nn.Module):
       act: Activation; see layers/activation.py.
       kernel_init: Initializer of every kernel, including stem and head; see layers/init.py. Biases start at zero.
         `models.create` and configs call this field `init`, a name that flax modules use themselves.
-      dense: "standard", or a class with the fields of layers/conv.py's Dense, for every such layer; or "ternary",
-        "binary_weight" or "xnor" (low_bit.py), for every such layer except the network's first layer and its head.
+      dense: "standard", "int8" (int8.py), or a class with the fields of layers/conv.py's Dense, for every such layer;
+        or "ternary", "binary_weight" or "xnor" (low_bit.py), for every such layer except the network's first layer and
+        its head.
       dtype: Type of the computation, e.g. "bfloat16"; None uses float32. Parameters, statistics and logits stay
         float32.
 
@@ -207,11 +216,11 @@ class Classifier(Network):
       num_classes: Number of classes.
       image_size: Height and width of the images that the network is designed for. Networks whose parameters depend on
         it say so. All others take any size, and tools use this one by default.
-      conv: "standard", "standardized" (weight standardization), or a class with the fields of layers/conv.py's Conv,
-        for every convolution; or "ternary", "binary_weight" or "xnor" (low_bit.py), for every convolution except the
-        network's first layer. The sign of a convolution's input is the activation of an XNOR network. With
-        act="identity", preresnets have the paper's block: normalize, binarize, convolve, pool (section 3.2). So do
-        networks that pool after normalization, because the maximum commutes with norms of positive scale.
+      conv: "standard", "standardized" (weight standardization), "int8" (int8.py), or a class with the fields of
+        layers/conv.py's Conv, for every convolution; or "ternary", "binary_weight" or "xnor" (low_bit.py), for every
+        convolution except the network's first layer. The sign of a convolution's input is the activation of an XNOR
+        network. With act="identity", preresnets have the paper's block: normalize, binarize, convolve, pool (section
+        3.2). So do networks that pool after normalization, because the maximum commutes with norms of positive scale.
       sync_norm: Whether batch statistics are averaged over the devices of a training step.
       widths: Output features of layers by path, (("stage1/block0/conv1", 12), ...), which replace those of the family.
         The next layer adapts its input. `models.create` checks that such layers exist.

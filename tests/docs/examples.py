@@ -51,6 +51,9 @@ python -m experiments.bench.latency runs/digits
 python -m experiments.bench.latency lite0.safetensors exported/lite0_onnx --image=cat.jpg --clients=1,8,64
     parse   a minute
 python -m experiments.bench.smaller --cases=blocks --out=runs/blocks
+python -m experiments.bench.int8
+    parse   minutes
+python -m experiments.bench.int8 --cases=resnet50,vit_small_patch16 --rounds=50
     parse   minutes
 python -m experiments.bench.together --config=configs/study.py:digits,model=resnet8
     parse   minutes; test_together.py
@@ -211,6 +214,8 @@ python -m train.export --workdir=runs/x --format=stablehlo --fold= --out=exporte
 python -m train.export --workdir=runs/x --format=torch --torch_python=venv-torch/bin/python --out=x_torch
     parse   needs PyTorch; test_export.py
 python -m train.export --workdir=runs/x --format=compressed --share="linear(conv=8, dense=5)" --out=exported/x_small
+    run
+python -m train.export --workdir=runs/x --format=onnx --quantize=int8 --lose=0.5 --out=exported/x_int8
     run
 python -m train.export --workdir=runs/x --to=hf:me/digits --license=CC-BY-4.0
     parse   needs a token; train/test_published.py

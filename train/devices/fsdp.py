@@ -173,7 +173,7 @@ def _layer_by_layer(
 
     shards = {name: own[name] for name in axes}
     # Rematerializing a module with submodules or statistics would leak tracers into them.
-    if len(axes) < len(own) or context.module.variables.get("batch_stats"):
+    if len(axes) < len(own) or set(context.module.variables) != {"params"}:
         return compute(_for_forward(shards, arrays), arrays)
     return _rematerialized(compute, shards, arrays)
 

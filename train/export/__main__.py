@@ -21,6 +21,8 @@ USAGE = """Exports a trained network into a folder: one file, and card.json, whi
     python -m train.export --workdir=runs/x --format=torch --torch_python=venv-torch/bin/python --out=x_torch
     python -m train.export --workdir=runs/x --format=compressed --share="linear(conv=8, dense=5)" --out=exported/x_small
 
+    python -m train.export --workdir=runs/x --format=onnx --quantize=int8 --lose=0.5 --out=exported/x_int8
+
     python -m train.export --workdir=runs/x --to=hf:me/digits --license=CC-BY-4.0
 
 safetensors  our names and shapes, for --config.init_from and `python -m models.weights`
@@ -35,6 +37,11 @@ semi_structured  kernels with two zeros in each four inputs as values (float16) 
 onnx and stablehlo are programs. --fold=normalization makes them take pixels (uint8) and return probabilities and
 logits. --fold=batch_norm makes batch normalization a part of the convolutions. The default is both; with --fold= they
 take normalized images and return logits.
+
+--quantize=int8 makes convolutions and dense layers of onnx compute with weights and activations of 8 bits. Their scales
+are calibrated on training images. The layers that would lose more than --lose points of accuracy, on training images
+held out of the calibration, stay in float32. --quantize=dynamic quantizes only matrix products, whose inputs get their
+scales when they are computed. The difference of the logits of a quantized network is printed and has no limit.
 
 The written file is opened again and run on test images (--images), and compared with the run's network. The formats
 torch and stablehlo also run in a Python without this project. The largest difference of the logits and both accuracies
@@ -63,12 +70,13 @@ def export(out: str) -> int:
     """Exports into the folder `out`, uploads it where --to says so, and returns the exit code."""
     from models.compress import file
     from train import restore  # imports Orbax, which --help does not need
-    from train.export import push, verify, write
+    from train.export import push, quantize, verify, write
 
     console = command.console()
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.named_format(FORMAT.value).folds)
     for_torch = {flag.name: str(flag.value) for flag in (LAYOUT, TORCH_PYTHON) if flag.present}
     write.check(FORMAT.value, out, folds, for_torch)
+    quantize.check(QUANTIZE.value, FORMAT.value, LOSE.value if LOSE.present or QUANTIZE.value else None)
     repository = push.repository(TO.value, FORMAT.value) if TO.value else ""
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     try:
@@ -83,6 +91,8 @@ def export(out: str) -> int:
             license=LICENSE.value,
             layout=LAYOUT.value,
             python=TORCH_PYTHON.value,
+            quantize=QUANTIZE.value,
+            lose=LOSE.value,
         )
     except verify.Failed as error:
         console.print(f"error: the export failed, and nothing was written: {error}", soft_wrap=True, markup=False)
@@ -108,7 +118,7 @@ def lines(card: Mapping[str, Any], out: Path, before: Mapping[str, Any], headlin
       before: metrics of the run on its test set; {} if the test set is no longer there.
       headline: name of the metric to show.
     """
-    from train.export import formats
+    from train.export import formats, quantize
 
     verified = card["verified"]
     size = sum(path.stat().st_size for path in out.iterdir() if path.name.startswith(card["file"]))
@@ -130,6 +140,7 @@ def lines(card: Mapping[str, Any], out: Path, before: Mapping[str, Any], headlin
         f"{after['network']:.2%}, of the file {after['file']:.2%}"
         if before
         else f"the test set of the run is not there ({card['data']}), so no {headline} was measured",
+        *(quantize.lines(card["quantized"], headline) if "quantized" in card else ()),
         f"folded in: {', '.join(card['folded']) or 'nothing'}" if formats.FORMATS[card["format"]].folds else "",
         f"use: {card['usage']}",
         "" if card["license"] else "the card names no license of the weights: --license=IDENTIFIER",
@@ -158,6 +169,8 @@ if __name__ == "__main__":  # flags are defined only here, since absl has one ta
     IMAGES = flags.DEFINE_integer("images", 2000, "Test images to verify with; 0: all.", lower_bound=0)
     LICENSE = flags.DEFINE_string("license", "", "License of the weights, for the card, e.g. CC-BY-4.0.")
     SHARE = flags.DEFINE_string("share", "", "Codebooks to use, as config.optimizer.share, e.g. linear(conv=8).")
+    QUANTIZE = flags.DEFINE_string("quantize", "", "onnx: int8 or dynamic.")
+    LOSE = flags.DEFINE_float("lose", 0.5, "Points of accuracy that --quantize may lose on training images.")
     LAYOUT = flags.DEFINE_string("layout", "", "torch: torchvision or timm; default: the first that has the network.")
     TORCH_PYTHON = command.define_path("torch_python", sys.executable, "torch: a Python with PyTorch and that library.")
     cli.run(main, USAGE)

@@ -98,6 +98,7 @@ def read(folder: Path) -> dict[str, Any]:
         "license", "made", "usage": the license, the environment of the export, and code that opens the file.
         "verified": the comparison with the run's network.
         "sha256", "card_sha256": checksums by file, and of all other keys.
+        "quantized": of a quantized network, from `train.export.quantize.quantize`.
         "torch": of the format torch, library, name and arguments there.
         "packed": of the format semi_structured, shapes of the packed kernels by name.
 

@@ -24,8 +24,9 @@ from models import weights
 from models.compress import file, skip, two_four
 from models.errors import UserError
 from models.kernels.tracing import lowering
+from models.layers import endpoint
 from models.weights import preprocessing
-from train.export import cards, graph
+from train.export import cards, graph, onnx_graph
 from train.export.network import PortableNetwork
 from train.storage.files import write_atomically
 
@@ -165,11 +166,14 @@ def _both(outputs: Iterable[Any], card: Card) -> tuple[np.ndarray, np.ndarray]:
     return probabilities, logits
 
 
-def _fed(card: Card, call: Callable[[np.ndarray], Iterable[Any]]) -> Opened:
+def program_input(card: Card, pixels: np.ndarray) -> np.ndarray:
+    """Returns what the program of a card takes for pixels, uint8 [N, H, W, C]."""
+    return pixels if "normalization" in card["folded"] else np.asarray(graph.normalized(pixels, card["preprocessing"]))
+
+
+def fed(card: Card, call: Callable[[np.ndarray], Iterable[Any]]) -> Opened:
     """Returns a program as a function of pixels."""
-    if "normalization" in card["folded"]:
-        return lambda pixels: _both(call(pixels), card)
-    return lambda pixels: _both(call(np.asarray(graph.normalized(pixels, card["preprocessing"]))), card)
+    return lambda pixels: _both(call(program_input(card, pixels)), card)
 
 
 def _check_onnx(card: Card, python: str) -> None:
@@ -192,21 +196,46 @@ def _write_onnx(network: PortableNetwork, card: Card, path: Path) -> Card:
         )
     if done.returncode:
         raise Failed(f"jax2onnx cannot convert the network: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+    _simplify(network, path)
     return {
         "usage": f"session = onnxruntime.InferenceSession({path.name!r}); "
         f"session.run({graph.outputs(card)!r}, {{'images': images}})"
     }
 
 
-def _open_onnx(folder: Path, card: Card) -> Opened:
+def _simplify(network: PortableNetwork, path: Path) -> None:
+    """Rewrites a file for fast kernels, unless its arrays are in a second file."""
+    if path.with_name(f"{path.name}.data").exists():
+        return
+    import onnx
+
+    model, inputs = network.create(), models.abstract(network.inputs)
+    kernels = weights.flatten(network.variables)
+    names = [name for name in endpoint.order(model, network.variables, *inputs) if f"{name}/kernel" in kernels]
+    properties = {one.key: one.value for one in onnx.load(path).metadata_props}
+    simplified = onnx_graph.simplified(path, names)
+    onnx.helper.set_model_props(simplified, properties)
+    onnx.save_model(simplified, path)
+
+
+def onnx_call(path: Path, card: Card) -> Callable[[np.ndarray], Iterable[Any]]:
+    """Opens a file in onnxruntime.
+
+    Raises:
+      UserError: onnxruntime is missing, or cannot read the file.
+    """
     _needed("onnxruntime")
     import onnxruntime
 
     try:
-        session = onnxruntime.InferenceSession(str(folder / card["file"]), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own
-        raise UserError(f"{folder}: onnxruntime cannot read {card['file']}: {str(error).splitlines()[0]}") from None
-    return _fed(card, lambda images: session.run(graph.outputs(card), {"images": images}))
+        raise UserError(f"{path.parent}: onnxruntime cannot read {path.name}: {str(error).splitlines()[0]}") from None
+    return lambda images: session.run(graph.outputs(card), {"images": images})
+
+
+def _open_onnx(folder: Path, card: Card) -> Opened:
+    return fed(card, onnx_call(folder / card["file"], card))
 
 
 def _needed(name: str) -> None:
@@ -243,7 +272,7 @@ def _open_stablehlo(folder: Path, card: Card) -> Opened:
         raise UserError(f"{folder}: {card['file']} is damaged: {type(error).__name__} {error}") from None
     if jax.default_backend() not in ("cpu", "gpu", "tpu"):
         raise UserError(f"{folder}: this program runs on {', '.join(PLATFORMS)}, not on {jax.default_backend()}")
-    return _fed(card, jax.jit(program.call))
+    return fed(card, jax.jit(program.call))
 
 
 _ALONE = """

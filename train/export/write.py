@@ -13,7 +13,8 @@ from models.analysis.cost import analyze
 from models.errors import UserError, choice_error
 from models.weights import torch_names
 from train.data import imagenet
-from train.export import cards, formats, graph, network, push, verify
+from train.export import cards, formats, graph, network, push, trained_int8, verify
+from train.export import quantize as quantization
 from train.export.network import PortableNetwork
 from train.recording import summary
 from train.run import Network
@@ -94,7 +95,7 @@ def of_run(
       out: see `export`.
       folds: see `export`; None means all that the format supports.
       share: codebooks to round the weights to, as in config.optimizer.share.
-      **options: images, license, layout and python; see `export`.
+      **options: images, license, layout, python, quantize and lose; see `export`.
 
     Returns:
       The card, as it is in the folder.
@@ -126,6 +127,8 @@ def export(
     license: str = "",
     layout: str = "",
     python: str = sys.executable,
+    quantize: str = "",
+    lose: float = quantization.LOSE,
 ) -> dict[str, Any]:
     """Writes a run's network in one of `formats.FORMATS`, opens it again and compares it on test images.
 
@@ -140,6 +143,8 @@ def export(
       license: SPDX identifier of the license of the weights.
       layout: for the format torch, "torchvision" or "timm"; "" means the first that has the network.
       python: for the format torch, a Python that has that library.
+      quantize: for the format onnx, one of `quantize.METHODS`; "" keeps float32.
+      lose: points of accuracy that a quantized network may lose on training images.
 
     Returns:
       The card, as it is in the folder.
@@ -150,13 +155,22 @@ def export(
     """
     check(format, out, folds)
     out, how = Path(out), formats.FORMATS[format]
+    quantization.check(quantize, format, lose if quantize else None)
     outside = check_libraries(format, network, layout, python)
+    trained, written = None, network
+    if quantize == "int8" and trained_int8.is_trained(network):
+        written, trained = trained_int8.plain(network)
+    calibration = quantization.training_images(run, quantize == "int8" and not trained) if quantize else None
     card = {"format": format, "file": how.file, **card_of(run, network, metrics, folds, license), **outside}
     partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        card |= how.write(network, card, partial / how.file)
+        card |= how.write(written, {**card, "fields": written.fields}, partial / how.file)
+        if quantize:
+            card["quantized"] = quantization.quantize(
+                run, written, partial / how.file, card, quantize, lose, calibration, trained
+            )
         card["verified"] = verify.verify(run, network, partial, card, images, python)
         card = cards.write(partial, card)
         if out.exists():
@@ -175,6 +189,8 @@ def check_libraries(format: str, network: PortableNetwork, layout: str, python: 
     """
     entries = {}
     if format == "torch":
+        if trained_int8.is_trained(network):
+            raise UserError("--format=torch has no int8 layers; export --format=onnx --quantize=int8, or safetensors")
         constructor = torch_names.constructor(network.name, network.create(), layout)
         entries["torch"] = dict(zip(("library", "name", "arguments"), constructor, strict=True))
     formats.FORMATS[format].check(entries, python)

@@ -12,7 +12,7 @@ import numpy as np
 from models import weights
 from models.compress import file
 from models.errors import UserError
-from models.layers import low_bit
+from models.layers import int8, low_bit
 from models.weights import hub
 from train.export import cards
 from train.setup.config import Reader
@@ -153,7 +153,7 @@ def _load_run(folder: Path) -> Pretrained:
         arrays |= {
             path.removeprefix(start + part): leaf for path, leaf in leaves.items() if path.startswith(start + part)
         }
-    arrays = {path.removeprefix("batch_stats/"): leaf for path, leaf in arrays.items()}
+    arrays = {path.removeprefix("batch_stats/").removeprefix(f"{int8.RANGES}/"): leaf for path, leaf in arrays.items()}
     return Pretrained(str(folder), config.get("model", {}).get("name"), arrays, facts=_of_run(folder, config, saved))
 
 
@@ -188,7 +188,8 @@ def _check_head(pretrained: Pretrained, model: nn.Module, error: weights.Mismatc
 def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collection[str]) -> Any:
     """Returns the pretrained variables to start from, except for the parts `new`, which keep their drawn values.
 
-    Ternary layers also load full-precision kernels, from which their scales are computed.
+    Ternary layers also load full-precision kernels, from which their scales are computed. The ranges of int8 layers may
+    be missing, and start empty.
 
     Args:
       model: the network to initialize.
@@ -200,7 +201,9 @@ def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collect
       UserError: the arrays do not fit the network, or `new` names no part of it. The message lists some of the arrays
         that are missing (-), unexpected (+) or of a different shape (!).
     """
-    arrays = low_bit.with_scales(pretrained.arrays, weights.flatten(variables))
+    drawn = weights.flatten(variables)
+    arrays = low_bit.with_scales(pretrained.arrays, drawn)
+    arrays = int8.with_ranges(arrays, {name: leaf.shape for name, leaf in drawn.items()})
     try:
         return weights.from_arrays(model, arrays, "ablate", new=new, drawn=variables)
     except weights.Mismatch as error:
