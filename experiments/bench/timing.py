@@ -1,9 +1,9 @@
 """Timing of programs side by side on one machine: they take turns, so that disturbances slow all alike."""
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from models.analysis.timing import medians
 
 
 class Timed(NamedTuple):
@@ -14,23 +14,9 @@ class Timed(NamedTuple):
     mult_adds: int | None
 
 
-def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Returns the median time of each call in seconds; each waits for its result, and no call warms up first."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def timed(programs: Sequence[Timed], rounds: int) -> list[dict[str, Any]]:
     """Returns medians of the programs after two warm-up calls each, and ratios to the first."""
-    for program in programs:
-        program.call()
-        program.call()
-    seconds, first = medians({program.name: program.call for program in programs}, rounds), programs[0]
+    seconds, first = medians({program.name: program.call for program in programs}, rounds, warm_up=2), programs[0]
     return [
         {
             "program": program.name,

@@ -7,9 +7,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments.bench.timing import medians
 from models import command
 from models.analysis.tables import markdown_table, terminal_table
+from models.analysis.timing import medians
 from models.errors import UserError
 from models.kernels import runtime
 from train import cli

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 import models
-from experiments.bench import timing
 from experiments.frontier.dense import Dense
 from experiments.frontier.methods import Candidate, model_of
+from models.analysis import timing
 from models.analysis.cost import analyze
 from models.errors import UserError
 
@@ -63,9 +63,7 @@ def estimate(dense: Dense, candidates: Sequence[Candidate], measure: str) -> tup
             keys[candidate.name] = key
         except UserError as error:
             refused[candidate.name] = str(error).splitlines()[0]
-    for call in programs.values():
-        call()
-    seconds = timing.medians(programs, ROUNDS)
+    seconds = timing.medians(programs, ROUNDS, warm_up=1)
     whole = analyze(dense.model, dense.portable.inputs).mult_adds
     fitting = [candidate for candidate in candidates if candidate.name in keys]
     return {
@@ -90,7 +88,7 @@ def _estimate(dense: Dense, candidate: Candidate, size: Size, seconds: float, wh
     return Estimate(
         size.mult_adds * share,
         size.kernels * candidate.kept * candidate.bits / 8 + 4 * size.others,
-        1000 * share * seconds,
+        1000 * share * candidate.time * seconds,
         training * dense.config.batch_size,
     )
 

@@ -52,6 +52,7 @@ class Candidate(NamedTuple):
       bits: Bits of a weight that is not 0, for the same.
       share: Codebooks that the export rounds weights to.
       exits: Mult-adds of the average image that exits allow, as a share of all; 0 without exits.
+      time: Time of its kernels as a share of that of dense float32 ones, for the estimate of its time.
       format: Format of its export; "" for that of the measure.
       options: Other arguments of `train.export.write.export`.
     """
@@ -66,6 +67,7 @@ class Candidate(NamedTuple):
     bits: float = 32.0
     share: str = ""
     exits: float = 0.0
+    time: float = 1.0
     format: str = ""
     options: Mapping[str, Any] = types.MappingProxyType({})
 
@@ -114,7 +116,15 @@ def _zero_blocks(dense: Dense, share: float) -> Candidate:
     """Returns the network with blocks of 16 zeros, which opened networks skip on a CPU (models/compress/skip.py)."""
     prune = Training({"optimizer__prune": f"magnitude({share}, end='50%', every='2%', by=layer, structure=blocks)"})
     name = f"{share:.0%} of weights pruned in blocks"
-    return _candidate(name, dense, trainings=(prune,), kept=1 - share, bits=36.0, format="safetensors")
+    candidate = _candidate(name, dense, trainings=(prune,), kept=1 - share, bits=36.0, format="safetensors")
+    return candidate._replace(time=1.25 - share)  # about what docs/compress.md has measured
+
+
+def _int8(dense: Dense, filters: float) -> Candidate:
+    """Returns the network as int8 kernels of onnxruntime compute it; the whole network needs no training."""
+    candidate = _candidate("int8", dense, Cut(filters), format="onnx", options={"quantize": "int8"})
+    candidate = candidate._replace(time=0.6)  # about what docs/export.md has measured
+    return candidate if filters else candidate._replace(trainings=())
 
 
 def _shared(dense: Dense, bits: int) -> Candidate:
@@ -197,6 +207,8 @@ METHODS = {
     "narrow": Method((0.5, 0.25), _narrow),
     "exits": Method((0.7, 0.5), _early, ("time", "mult_adds")),
     "zero blocks": Method((0.6, 0.75), _zero_blocks, ("time",)),
+    "int8": Method((0.0,), _int8, ("time",)),
+    "filters+int8": Method((0.25, 0.5), _int8, ("time",)),
     "prune": Method((0.8,), _pruned, ("bytes",)),
     "share": Method((8, 6, 5, 4), _shared, ("bytes",)),
     "prune+share": Method(

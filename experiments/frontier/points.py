@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.bench import timing
 from experiments.frontier.dense import Dense
 from experiments.frontier.methods import Candidate
+from models.analysis import timing
 from models.analysis.tables import slug
 from models.errors import UserError
 from train.storage.files import read_json, write_json
 
 NAME = "point.json"  # beside each exported folder
-ROUNDS = 60  # calls of each program
+ROUNDS = 30  # calls of each program
 IMAGES = 256  # held-out images on which each export is verified
 BATCH = 250  # images at once where accuracy is measured
 SCHEMA = {
@@ -170,10 +170,7 @@ def milliseconds(dense: Dense, points: Sequence[Point]) -> dict[str, float]:
             call = point.opened(thresholds)
             calls[point.name, number] = lambda call=call: call(image)
             weights[point.name, number] = (left or [1.0])[number]
-    for call in calls.values():
-        call()
-        call()
-    seconds = timing.medians(calls, ROUNDS)
+    seconds = timing.medians(calls, ROUNDS, warm_up=2, pause=timing.SPINNING)
     totals = dict.fromkeys((point.name for point in points), 0.0)
     for (name, number), value in seconds.items():
         totals[name] += 1000 * weights[name, number] * value

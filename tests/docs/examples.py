@@ -51,6 +51,7 @@ python -m experiments.bench.latency runs/digits
 python -m experiments.bench.latency lite0.safetensors exported/lite0_onnx --image=cat.jpg --clients=1,8,64
     parse   a minute
 python -m experiments.bench.smaller --cases=blocks --out=runs/blocks
+    parse   minutes
 python -m experiments.bench.int8
     parse   minutes
 python -m experiments.bench.int8 --cases=resnet50,vit_small_patch16 --rounds=50

@@ -7,7 +7,6 @@ Krishnamoorthi 2018         Quantizing deep convolutional networks for efficient
 
 import functools
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import jax.numpy as jnp
 import numpy as np
 
+from models.analysis import timing
 from models.errors import UserError, choice_error
 from train import evaluate
 from train.data.feed import Changed
@@ -30,7 +30,6 @@ METHODS = ("int8", "dynamic")
 LOSE = 0.5  # points of accuracy
 CALIBRATION, HELD_OUT, SENSITIVITY = 256, 1000, 32  # numbers of training images
 BATCH = 32
-PAUSE = 0.1  # seconds between timed calls
 ORIGINS = {
     "int8": "calibrated, by the means of the lowest and highest values of batches",
     "trained": "the running ranges of the trained int8 layers",
@@ -249,26 +248,16 @@ def quantize(
             "mult_adds": sum(count for name, count in prepared.layers.items() if name not in choice.floats)
             / card["mult_adds"],
             "bytes": {"int8": file.stat().st_size, "float32": path.stat().st_size},
-            "milliseconds": medians({name: lambda call=call: call(blank) for name, call in programs.items()}),
+            "milliseconds": milliseconds({name: lambda call=call: call(blank) for name, call in programs.items()}),
         }
         path.write_bytes(file.read_bytes())
     return entry
 
 
-def medians(programs: Mapping[str, Callable[[], Any]], rounds: int = 15) -> dict[str, float]:
-    """Returns the median milliseconds of programs that take turns, after two calls of each.
-
-    The pauses are there because onnxruntime's threads spin after a call, which would slow down the next program.
-    """
-    times = {name: [] for name in programs}
-    for number in range(rounds + 2):
-        for name, call in programs.items():
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            call()
-            if number >= 2:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(values)) for name, values in times.items()}
+def milliseconds(programs: Mapping[str, Callable[[], Any]], rounds: int = 15) -> dict[str, float]:
+    """Returns the median times of programs, one or more of which onnxruntime runs."""
+    seconds = timing.medians(programs, rounds, warm_up=2, pause=timing.SPINNING)
+    return {name: 1e3 * value for name, value in seconds.items()}
 
 
 def lines(entry: Mapping[str, Any], headline: str) -> list[str]:
