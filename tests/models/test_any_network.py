@@ -346,11 +346,11 @@ def assert_near(logits, family):
 def folded(family, folder):
     model = whole(family).model
     if is_text(family):  # it normalizes sums
-        return np.testing.assert_array_equal(fold(model, moved(family), *inputs_of(family))[2], [])
+        return np.testing.assert_array_equal(fold(model, moved(family), *inputs_of(family)).pairs, [])
     images = graph.normalized(pixels_of(family), card_of(family, "onnx")["preprocessing"])
-    apply, variables, pairs = fold(model, moved(family), images)
-    assert bool(pairs) == (family not in ("BiT", "ViT"))
-    return assert_near(jax.jit(apply)(variables, images), family)
+    parts = fold(model, moved(family), images)
+    assert bool(parts.pairs) == (family not in ("BiT", "ViT"))
+    return assert_near(jax.jit(parts.apply(model))(parts.variables, images), family)
 
 
 def written(family, format, folder):
