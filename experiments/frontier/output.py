@@ -162,7 +162,8 @@ def draw(path: Path, content: Mapping[str, Any]) -> None:
     dense, on = rows[0], [row for name in content["front"] for row in rows if row["name"] == name]
     with drawing.figure(path, (7.5, 4.6)) as figure:
         axes = figure.subplots()
-        axes.axhline(100 * dense["held_out"] - content["lose"], color=GRAY, linestyle=":", linewidth=1)
+        limit = f"{content['lose']:g} points below the dense network"
+        axes.axhline(100 * dense["held_out"] - content["lose"], color=GRAY, linestyle=":", linewidth=1, label=limit)
         axes.plot([row[key] for row in rows], [100 * row["held_out"] for row in rows], "o", color=GRAY, label="tried")
         axes.plot([row[key] for row in on], [100 * row["held_out"] for row in on], "o-", color=BLUE, label="front")
         axes.plot(dense[key], 100 * dense["held_out"], "s", color=RED, label="dense, trained as long")
