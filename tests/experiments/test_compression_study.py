@@ -333,7 +333,7 @@ def test_programs_take_turns_and_are_compared_to_the_first(monkeypatch):
 
         return timing.Timed(name, call, cost)
 
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("models.analysis.timing.time.perf_counter", lambda: clock[0])
     rows = timing.timed([program("whole", 0.2, 100), program("half", 0.1, 50), program("bits", 0.05, None)], 5)
     assert order[-6:] == ["whole", "half", "bits"] * 2
     assert [row["times_faster"] for row in rows] == [1, 2, 4]

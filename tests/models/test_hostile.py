@@ -224,7 +224,7 @@ MISFITS = {
     "no places of x": ("conv_forward", (2, 0, 0, 16), (3, 3, 16, 32), (2, 8, 8, 32), 1, ONCE),
     "no places to go back from": ("conv_input_gradient", (2, 0, 8, 32), (3, 3, 32, 16), (2, 8, 8, 16), 1, ONCE),
     "more images out": ("conv_forward", (2, 8, 8, 16), (3, 3, 16, 32), (3, 8, 8, 32), 1, ONCE),
-    "half a vector": ("conv_forward", (2, 8, 8, 16), (3, 3, 16, 24), (2, 8, 8, 24), 1, ONCE),
+    "half a vector": ("conv_forward", (2, 8, 8, 16), (3, 3, 16, 18), (2, 8, 8, 18), 1, ONCE),
     "other channels": ("conv_forward", (2, 8, 8, 16), (3, 3, 32, 32), (2, 8, 8, 32), 1, ONCE),
     "no groups": ("conv_forward", (2, 8, 8, 16), (3, 3, 16, 32), (2, 8, 8, 32), 0, ONCE),
     "groups of two": ("conv_forward", (2, 8, 8, 32), (3, 3, 2, 32), (2, 8, 8, 32), 16, ONCE),

@@ -58,7 +58,8 @@ def test_four_devices_give_the_same_as_one(reference, kind):
 @pytest.mark.parametrize("kind", keep_first(1, ["pmap", "fsdp", "shard_map"]))
 def test_repeats_and_resolutions_are_the_same_on_four_devices(kind):
     changes = {"data__repeats": 3, "data__resolutions": "6@0%|8@3 steps", "model__stage_sizes": (1,)}
-    assert_close(parameters(**changes, devices=4, parallel=kind), parameters(**changes))
+    # Resizing adds up rounding errors, which differ by processor
+    assert_close(parameters(**changes, devices=4, parallel=kind), parameters(**changes), 5e-5)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(reference):
