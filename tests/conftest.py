@@ -26,6 +26,7 @@ import jax
 import pytest
 
 from tests import tiers
+from tests.browser import browser  # noqa: F401  (a fixture)
 
 jax.config.update("jax_num_cpu_devices", 4)
 

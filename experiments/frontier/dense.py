@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.frontier import starts
+from experiments.sweeps import plan
 from models.errors import UserError
 from train.export.network import PortableNetwork
 from train.run import Network
@@ -59,14 +60,7 @@ class Dense:
 
     def trained(self, **changes: Any) -> Any:
         """Returns a copy of the recipe with other values of keys, "section__key"."""
-        config = self.config.copy_and_resolve_references()
-        for path, value in changes.items():
-            *sections, key = path.split("__")
-            section = config
-            for name in sections:
-                section = section[name]
-            section[key] = value
-        return config
+        return plan.changed(self.config, {path.replace("__", "."): value for path, value in changes.items()})
 
 
 def read(workdir: str, duration: str = "") -> Dense:

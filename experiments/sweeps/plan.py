@@ -40,7 +40,7 @@ class Setting(NamedTuple):
 
     def trials(self, seeds: Sequence[int], until: int = 0) -> list[study.Trial]:
         """Returns a trial for each seed."""
-        configs_by_seed = {seed: _with(self.config, {"seed": seed}) for seed in seeds}
+        configs_by_seed = {seed: changed(self.config, {"seed": seed}) for seed in seeds}
         return [study.Trial({**self.labels, "seed": seed}, c, until=until) for seed, c in configs_by_seed.items()]
 
 
@@ -90,7 +90,7 @@ def read(arguments: Sequence[str], overs: Sequence[str], random: int = 0, random
     for one in chosen:
         changes = {path: values[path][text] for path, text in one.items()}
         labels = {names[path]: value for path, value in changes.items()}
-        settings.append(Setting(labels, one, _with(base, changes)))
+        settings.append(Setting(labels, one, changed(base, changes)))
     return Sweep(arguments, {names[key.path]: key for key in keys}, settings, seeds)
 
 
@@ -129,7 +129,7 @@ def short_names(paths: Sequence[str], config: configs.Config) -> dict[str, str]:
     return {path: last if ends.count(last := path.rpartition(".")[2]) == 1 else path for path in paths}
 
 
-def _with(config: Any, changes: Mapping[str, Any]) -> Any:
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     """Returns a copy of a config with other values of some keys."""
     config = config.copy_and_resolve_references()
     for path, value in changes.items():
@@ -196,7 +196,7 @@ def steps_of(setting: Setting) -> int:
     """Builds the run of a setting, and returns its number of steps; raises UserError if it cannot be trained."""
     from train.run import build_run
 
-    config = _with(setting.config, {"devices": setting.config.devices or 1})  # as `trials.run` does
+    config = changed(setting.config, {"devices": setting.config.devices or 1})  # as `trials.run` does
     try:
         return build_run(config).total
     except UserError as error:

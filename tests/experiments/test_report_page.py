@@ -3,34 +3,20 @@
 Needs playwright (the extra `browser`) and a Chromium (apt-get install chromium); skipped without them.
 """
 
-import importlib.util
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from experiments.report import content, render
 from tests import tiny
+from tests.browser import needed
 from tests.experiments import toys
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or importlib.util.find_spec("playwright") is None, reason="there is no Chromium, or no playwright"
-)
+pytestmark = needed
 ODD = """<img src=x onerror="throw 1"> & 'quotes' "too" $1 {{ 7 * 7 }} </details> """ + "日本" + "long" * 40
 WIDTHS, SCHEMES = (400, 900, 1400), ("light", "dark")
 FAULTS = (Path(__file__).parent / "page_faults.js").read_text()  # functions that return what is wrong with a page
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright import sync_api
-
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

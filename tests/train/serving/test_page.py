@@ -4,9 +4,7 @@ Needs playwright (the extra `browser`) and a Chromium (apt-get install chromium)
 """
 
 import base64
-import importlib.util
 import io
-import shutil
 import threading
 
 import numpy as np
@@ -20,28 +18,16 @@ import uvicorn
 
 from tests import hostile_pictures as pictures
 from tests import tiny
+from tests.browser import needed
 from train import predict
 from train.export import loaded
 from train.serving import server
 from train.serving.app import Service
 from train.serving.uploads import Limits
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or importlib.util.find_spec("playwright") is None, reason="there is no Chromium, or no playwright"
-)
+pytestmark = needed
 DIGIT = tiny.ROOT / "experiments/samples/digit3.png"
 ODD = """<img src=x onerror="document.title = 'harmed'"> & 'quotes' """ + "long" * 30
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright import sync_api
-
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
