@@ -366,7 +366,7 @@ def build_run(config: Config | Reader, recorded: Mapping[str, Any] | None = None
 
 
 def _precision_notes(network: Network) -> Sequence[str]:
-    """Returns a line for runs in bfloat16 on a CPU, where JAX converts to float32 and back around each operation."""
+    """Returns a line for runs in bfloat16 on a CPU, where they are slower than in float32."""
     if network.config["precision"] == "float32" or network.parallel.devices[0].platform != "cpu":
         return ()
     return ("precision=bfloat16 is slower than float32 on a CPU: set precision=float32 unless its rounding matters",)

@@ -49,7 +49,7 @@ def initial_state(
         params=params,
         model_state=model_state,
         task_state=task_state,
-        opt_state=jax.jit(optimizer.init)(params),  # one program, where each shape of zeros would be one of its own
+        opt_state=jax.jit(optimizer.init)(params),  # one program instead of one per shape
         ema={"params": params, "model_state": model_state} if with_ema else {},
         rng=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),  # key(seed) itself drew the parameters
     )

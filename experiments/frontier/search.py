@@ -5,7 +5,6 @@ a line of the ledger, as in studies and sweeps, and an exported candidate has a 
 repeated.
 """
 
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,8 +68,8 @@ class Search(NamedTuple):
             changes: dict[str, Any] = {"init_from": begin} if begin and earlier is None else {}
             if training.is_taught:
                 changes["task__name"] = f"distill(teacher={str(teacher)!r})"
-            config = self.dense.trained(**changes, model=ConfigDict(candidate.model))
-            config = _changed(config, training.changes)
+            changes |= {"model": ConfigDict(candidate.model), **training.changes}
+            config = self.dense.trained(**changes)
             labels = {"candidate": candidate.name, "seed": config.seed}
             is_last = number == len(candidate.trainings)
             earlier = study.Trial(labels if is_last else {**labels, "training": number}, config, start=earlier)
@@ -103,13 +102,6 @@ class Result(NamedTuple):
     outcomes: Mapping[str, study.Outcome]
     refused: Mapping[str, str]
     left: Sequence[str]
-
-
-def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
-    for path, value in changes.items():
-        *sections, key = path.split("__")
-        functools.reduce(lambda section, name: section[name], sections, config)[key] = value
-    return config
 
 
 def run(search: Search, place: engines.Place, console: rich.console.Console, say: Callable[[str], None]) -> Result:

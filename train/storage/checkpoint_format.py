@@ -25,7 +25,7 @@ import numpy as np
 from models.errors import UserError
 from train.storage.files import sha256
 
-if TYPE_CHECKING:  # its import takes as long as the first step of a small network, and the first save is after that
+if TYPE_CHECKING:  # imported where it is used: training starts sooner, and the first save comes later
     import orbax.checkpoint as ocp
 
 # Orbax misreads these parts of a path as patterns ("runs[1]") or protocols ("a:/b"), and rejects paths not in UTF-8.

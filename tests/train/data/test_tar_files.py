@@ -45,7 +45,10 @@ RECORD = b"30 path=" + b"p" * 21 + b"\n"
         (b"no tar", "this is not a tar"),
         (bytes(10240), "holds no images"),
         (b"x" * 2048, "this is not a tar"),
-        (gzip.compress(WHOLE, mtime=0), "it is compressed, and has no random access: unpack it once, to a .tar"),
+        (
+            gzip.compress(WHOLE, mtime=0),
+            "it is compressed, and has no random access: unpack it once, to a .tar, by gunzip",
+        ),
         (WHOLE[:1500], "it was cut short: it ends at byte 1,500 without the end mark"),
         (WHOLE[:520], r"it was cut short: member 'cat/0.png' has \d+ bytes, of which 8 are there"),
         (WHOLE[:600], "it was cut short: it ends at byte 600 without the end mark"),
