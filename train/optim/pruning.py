@@ -15,8 +15,8 @@ The name is that of a score (models/compress/prune.py): magnitude, movement, sni
     structure        "weights", "filters" (whole outputs), "blocks" (16 outputs of one input and tap, which inference
                      skips on a CPU) or "2:4" (two of four neighbors; takes no sparsity)
     what             regular expression of the parameters that may be pruned. By default, kernels that do not fit the
-                     structure stay dense: with "blocks", those with fewer than 16 inputs, such as the first, or with a
-                     number of outputs that is not divisible by 16; with "2:4", of inputs by 4
+                     structure stay dense. With "blocks", these have fewer than 16 inputs, as the first, or a number of
+                     outputs that is not divisible by 16. With "2:4", their number of inputs is not divisible by 4
 
 With a filter, its bias and the scale and bias of its normalization are pruned, so that at any step the network equals
 the one without the filter (models/compress/shrink.py). Filters that cannot be removed exactly are an error.
