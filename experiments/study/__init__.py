@@ -60,8 +60,8 @@ class Trial(NamedTuple):
       train: Whether the network is trained; otherwise only the initial state is measured.
       measures: Module-level functions of the run and its last state, or of its first state if it is not trained. Their
         results are stored under their names.
-      start: The trial whose trained network this one starts from (config.init_from is set to its folder). It runs
-        first, even if it is not among the study's trials.
+      start: The trial whose trained network this one starts from (config.init_from is set to its folder, which also
+        replaces {start} in config.task.name, for a teacher). It runs first, even if it is not among the study's trials.
       until: Step at which training pauses, in the folder in which the trial without it goes on; 0 for its end.
     """
 

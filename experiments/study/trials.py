@@ -101,6 +101,7 @@ def run(job: Job) -> dict[str, Any]:
     config.devices = config.devices or 1  # not all of this host's: batch norm would depend on their number
     if trial.start:
         config.init_from = str((folder.parent / folder_name(trial.start)).resolve())
+        config.task.name = config.task.name.replace("{start}", config.init_from)
     outcome: dict[str, Any] = {"summary": None, "diverged": None, "history": {}, "measured": {}}
     if trial.train:
         try:

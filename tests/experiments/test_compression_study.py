@@ -22,6 +22,7 @@ TINY = {  # of the study's constants
     "NETWORKS": {"digits": (NET,)},
     "FILTERS": {"digits": {NET: ("hidden1/kernel", 0.3)}},
     "SPARSITIES": {"digits": (0.9,)},
+    "TAUGHT": 0.9,
     "DEPTHS": {"digits": (8,)},
     "LENGTHS": {"digits": (1, 1)},
     "KINDS": {kind: compression.KINDS[kind] for kind in ("full", "ternary")},
@@ -75,6 +76,8 @@ def test_every_stage_is_measured(outcomes):
     assert accuracies == pytest.approx([whole.summary["accuracy"]] * 2)
     assert whole.measured["bits"][1]["ratio"] > whole.measured["bits"][-1]["ratio"] > 2
     assert set(whole.measured["sensitivity"]["layers"]) == {"hidden1/kernel", "hidden2/kernel", "head/kernel"}
+    int8 = outcomes.where(part="stages", stage="int8")[0].measured["int8"]
+    assert int8["float32"] == pytest.approx(accuracies[0]) and int8["share"] == 1 and int8["accuracy"] > 0.5
     filters = outcomes.where(part="filters", seed=0)[0].measured["stored"]
     assert filters["parameters"] == 64 * 21 + 21 + 21 * 20 + 20 + 210 < whole.summary["parameters"]
 
@@ -85,6 +88,13 @@ def test_the_ternary_network_starts_from_the_full_one(outcomes):
     assert ternary.measured["stored"]["ratio"] > 3 * full.measured["stored"]["ratio"]
     assert ternary.history["train"]["loss"][-1] < full.history["train"]["loss"][-1]  # it goes on from there
     assert ternary.measured["stored"]["identical"]
+
+
+@pytest.mark.full
+def test_a_taught_network_starts_from_the_network_that_teaches_it(outcomes):
+    ours, alone = (outcomes.where(part="curves", decay="L2", how=how)[0] for how in ("taught", "step by step"))
+    assert ours.history["test"]["step"] == alone.history["test"]["step"]
+    assert ours.history["train"]["loss"] != alone.history["train"]["loss"]
 
 
 @pytest.mark.full
@@ -129,10 +139,10 @@ def test_trials_have_distinct_labels_and_start_from_other_trials(scale):
     assert len(set(labels)) == len(labels)
     for trial in planned:
         starts_from_another = (
-            trial.labels.get("stage") in ("pruned", "shared")
+            trial.labels.get("stage") in ("pruned", "shared", "int8")
             or trial.labels["part"] == "filters"
             or trial.labels.get("kind") == "ternary"
-            or trial.labels.get("how") in ("at once", "step by step")
+            or trial.labels.get("how") in ("at once", "step by step", "taught")
         )
         assert (trial.start is not None) == starts_from_another
         assert not (trial.config.optimizer.prune and trial.config.optimizer.share)
@@ -207,7 +217,7 @@ def curves(better, spread=0.001):
             )
             outcomes += [
                 outcome_of({"part": "curves", "decay": decay, "how": how, "sparsity": 0.9, "seed": seed}, level(how))
-                for how in ("at once", "step by step")
+                for how in ("at once", "step by step", "taught")
             ]
     return Outcomes(outcomes)
 
@@ -219,6 +229,7 @@ def curves(better, spread=0.001):
         (results.l1_before, "L1 cut", "L2 cut"),
         (results.l2_after, "L2 at once", "L1 at once"),
         (results.iterative, "L2 step by step", "L2 at once"),
+        (results.taught, "L2 taught", "L2 step by step"),
     ],
 )
 def test_curves_are_compared(judge, better, worse):
@@ -290,6 +301,29 @@ def test_both_together_are_compared_where_a_point_is_lost():
 
     assert holds(results.both(outcomes_of(30))) and "both 30.4" in results.both(outcomes_of(30)).ours
     assert holds(results.both(outcomes_of(3))) is False
+
+
+@pytest.mark.parametrize(("lost", "verdict"), [(0.002, True), (0.02, False), (0.0101, None)])
+def test_int8_is_compared_seed_by_seed_in_every_network(lost, verdict):
+    """Accuracies of seeds differ by much more than int8 loses, which is no obstacle."""
+    outcomes = Outcomes(
+        [
+            outcome_of(
+                {"part": "stages", "network": network, "stage": "int8", "seed": seed},
+                0.0,
+                int8={
+                    "float32": 0.5 + seed / 20,
+                    "accuracy": 0.5 + seed / 20 - now + (seed - 4.5) / 10_000,
+                    "share": 1.0,
+                },
+            )
+            for network, now in (("N", 0.001), ("M", lost))
+            for seed in SEEDS
+        ]
+    )
+    assert holds(results.int8(outcomes)) == verdict
+    assert [row[0] for row in results._table_of_int8(outcomes)[0].rows] == ["N", "M"]
+    assert results.int8(stages(40, 0.0)) == verdicts.missing("N: not measured")
 
 
 def test_low_bits_are_compared_at_every_depth():

@@ -42,18 +42,19 @@ KINDS = {  # kind of weights -> (name, color)
     "full, preactivation": ("full precision, pre-activation", LIGHT_BLUE),
     "XNOR": ("XNOR-Net", RED),
 }
+NAMES = {"cut": "without retraining", "taught": "step by step, with a teacher"}  # of ways to prune
 Point = tuple[float, float]
 
 
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:
     """Draws accuracy against the share of kept weights."""
-    axes, styles = figure.subplots(), {"cut": ":", "at once": "--", "step by step": "-"}
+    axes, styles = figure.subplots(), {"cut": ":", "at once": "--", "step by step": "-", "taught": "-."}
     ticks = sorted({s for s in (*CUTS, *sparsities_of(outcomes)) if s})
     for decay, color in (("L2", BLUE), ("L1", RED)):
         for how, style in styles.items():
             sparsities = [s for s in CUTS if s] if how == "cut" else sparsities_of(outcomes)
             runs = [curve_at(outcomes, decay, how, s) for s in sparsities]
-            label = f"{decay}, {how if how != 'cut' else 'without retraining'}"
+            label = f"{decay}, {NAMES.get(how, how)}"
             errorbars(axes, [1 - s for s in sparsities], runs, linestyle=style, color=color, label=label)
     logarithmic(axes, "x")
     axes.invert_xaxis()

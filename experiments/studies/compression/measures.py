@@ -81,6 +81,27 @@ def centroids(run: "Run", state: "TrainState") -> dict[str, list[float]]:
     return {init: [accuracy(init, count) for count in (2, 3, 4)] for init in INITS}
 
 
+def int8(run: "Run", state: "TrainState") -> dict[str, float]:
+    """Exports the network with int8 kernels, without training, and runs it with onnxruntime on all test images.
+
+    Returns:
+      {"accuracy": of the export, "float32": of the network, "share": of the mult-adds that int8 kernels compute}.
+    """
+    from train.export import network as export
+    from train.export import write
+
+    with tempfile.TemporaryDirectory() as folder:
+        out, network = Path(folder) / "exported", export.network(run, state)
+        # Any loss is accepted, so that no layer stays in float32 to prevent one
+        card = write.export(run, network, "onnx", out, {}, images=0, quantize="int8", lose=100.0)
+    metrics = card["verified"]["metrics"]
+    return {
+        "accuracy": metrics["file"]["accuracy"],
+        "float32": metrics["network"]["accuracy"],
+        "share": card["quantized"]["mult_adds"],
+    }
+
+
 def cut(run: "Run", state: "TrainState") -> list[float]:
     """Measures accuracy at each sparsity of CUTS, pruned by Han 2015's thresholds, without retraining."""
     from models.compress import prune

@@ -22,6 +22,7 @@ PUBLISHED = {
 TERNARY = {20: (8.23, 8.87), 32: (7.67, 7.63), 44: (7.18, 7.02), 56: (6.80, 6.44)}
 STAGES = ("dense", "pruned", "shared")
 LOSS = 0.005  # largest loss of accuracy that counts as none
+LITTLE = 0.01  # largest loss of accuracy that counts as little
 TIMES = 1.0  # smallest difference that matters between ratios of sizes
 
 
@@ -55,7 +56,7 @@ def smaller(network: str, ratio: float) -> Judge:
 
 
 def curve_at(outcomes: Outcomes, decay: str, how: str, sparsity: float, diverged: float = math.nan) -> list[float]:
-    """Returns accuracies at a sparsity: "cut" without retraining, or with retraining "at once" or "step by step".
+    """Returns accuracies at a sparsity: "cut" without retraining; with it "at once", "step by step" or "taught".
 
     `diverged` is the accuracy of a network whose retraining diverged.
     """
@@ -188,6 +189,36 @@ def filters(outcomes: Outcomes) -> Judgement:
     return Judgement(evidence.all_of(*parts), "; ".join(texts))
 
 
+def int8(outcomes: Outcomes) -> Judgement:
+    """Compares networks with their own int8 versions, seed by seed."""
+    parts, texts = [], []
+    for network in outcomes.where(part="stages").distinct("network"):
+        measured = stage_of(outcomes, network, "int8").results("int8")
+        if not measured:
+            return missing(f"{network}: not measured")
+        parts.append(evidence.above([one["accuracy"] - one["float32"] for one in measured], -LITTLE))
+        accuracies = {name: [one[name] for one in measured] for name in ("accuracy", "float32")}
+        texts.append(f"{network}: int8 {spread(accuracies['accuracy'])}, float32 {spread(accuracies['float32'])}")
+    return Judgement(evidence.all_of(*parts), "; ".join(texts))
+
+
+def taught(outcomes: Outcomes) -> Judgement:
+    """Compares pruned networks that learn from their dense network and from the labels with those of labels alone."""
+    curves = outcomes.where(part="curves", decay="L2")
+    sparsities = curves.where(how="taught").distinct("sparsity")
+    if not sparsities:
+        return missing("not part of this scale")
+    means = {
+        name: [
+            statistics.mean(mean(curve_at(same_seed, "L2", how, s, 0.0)) for s in sparsities)
+            for _, same_seed in curves.groups("seed")
+            if all(curve_at(same_seed, "L2", how, s, 0.0) for s in sparsities)
+        ]
+        for name, how in (("with a teacher", "taught"), ("alone", "step by step"))
+    }
+    return more(means, start=f"mean over {', '.join(f'{s:.0%}' for s in sparsities)} pruned: ")
+
+
 # -- tables --------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +277,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
         *_table_of_curves(outcomes),
         *_table_of_low_bits(outcomes),
         _table_of_filters(outcomes),
+        *_table_of_int8(outcomes),
     ]
 
 
@@ -279,9 +311,19 @@ def _table_of_filters(outcomes: Outcomes) -> Table:
     return Table("Filters removed", ("network", "error", "parameters", "mult-adds"), rows)
 
 
+def _table_of_int8(outcomes: Outcomes) -> list[Table]:
+    rows = []
+    for network in outcomes.where(part="stages").distinct("network"):
+        if measured := stage_of(outcomes, network, "int8").results("int8"):
+            float32, int8, share = ([one[name] for one in measured] for name in ("float32", "accuracy", "share"))
+            rows.append([network, _error(float32), _error(int8), spread(share)])
+    return [Table("int8 kernels", ("network", "error", "error, int8", "mult-adds in int8"), rows)] if rows else []
+
+
 def _table_of_curves(outcomes: Outcomes) -> list[Table]:
     sparsities, first = sparsities_of(outcomes), outcomes.where(part="curves").first()
-    columns = [("L2", "cut"), ("L1", "cut"), ("L2", "at once"), ("L1", "at once"), ("L2", "step by step")]
+    columns = [("L2", "cut"), ("L1", "cut"), ("L2", "at once"), ("L1", "at once")]
+    columns += [("L2", "step by step"), ("L2", "taught")]
     columns = [c for c in columns if any(curve_at(outcomes, *c, s) for s in sparsities)]
     title = f"Accuracy by sparsity, {first['parameters'] if first else 0:,} parameters"
     rows = [[f"{s:.0%}", *(spread(curve_at(outcomes, *column, s)) for column in columns)] for s in sparsities]
