@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.frontier.dense import Dense
@@ -40,8 +39,7 @@ class Point(NamedTuple):
       name: The candidate's name.
       folder: The exported folder.
       facts: Content of point.json: "trial" (its address), "held_out" (accuracy on held-out images), "bytes",
-        "mult_adds" (of the average image), "format"; with exits also "thresholds" and "left", the share of the images
-        at each exit.
+        "mult_adds" (of the average image), "format"; with exits also "left", the share of the images at each exit.
     """
 
     name: str
@@ -52,30 +50,16 @@ class Point(NamedTuple):
         """Returns the network as a function from pixels, uint8 [N, H, W, C], to logits.
 
         Args:
-          thresholds: For networks with exits, thresholds that replace those of the point.
+          thresholds: For networks with exits, thresholds that replace those of the export.
         """
-        from train.export import loaded
+        from train.export import formats, loaded
 
         network = loaded.load(self.folder)
-        thresholds = self.facts.get("thresholds") if thresholds is None else thresholds
-        if thresholds is None:
-            return lambda pixels: network.run(pixels)[1]
-        return leaving(*network.network(), network.card["preprocessing"], thresholds)
-
-
-def leaving(
-    model: Any, variables: Any, preprocessing: Mapping[str, Any], thresholds: Sequence[float]
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a network with exits as a function from pixels to the logits of the exit where each image leaves."""
-    from train.export import graph
-
-    limits, variables = np.asarray(thresholds, np.float32), jax.device_put(dict(variables))
-
-    @jax.jit
-    def compute(variables, pixels):
-        return model.apply(variables, graph.normalized(pixels, preprocessing), leave=limits)
-
-    return lambda pixels: np.asarray(compute(variables, pixels))
+        run = network.run
+        if thresholds is not None:
+            exits = {**network.card["exits"], "thresholds": list(thresholds)}
+            run = formats.of_variables(*network.network(), {**network.card, "exits": exits})
+        return lambda pixels: run(pixels)[1]
 
 
 def usual_format(measure: str) -> str:
@@ -101,7 +85,7 @@ def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str)
     Raises:
       UserError: It cannot be exported.
     """
-    from train import restore
+    from train import adaptive, restore
     from train.export import network as portable
     from train.export import verify, write
 
@@ -117,8 +101,11 @@ def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str)
         small = portable.shared(small, candidate.share)
     out.mkdir(parents=True, exist_ok=True)
     folds = write.named_format(how).folds
+    exits = adaptive.entry(network, state, candidate.exits, network.feed.test_batches()) if candidate.exits else {}
     try:
-        card = write.export(network, small, how, folder, {}, folds=folds, images=IMAGES, **candidate.options)
+        card = write.export(
+            network, small, how, folder, {}, folds=folds, images=IMAGES, exits=exits or None, **candidate.options
+        )
     except verify.Failed as error:
         raise UserError(f"{candidate.name}: its export failed: {error}") from None
     facts = {
@@ -127,24 +114,12 @@ def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str)
         "folder": folder.name,
         "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.name.startswith(card["file"])),
         "mult_adds": card["mult_adds"],
-        **(_with_exits(network, state, candidate.exits) if candidate.exits else {}),
+        **{name: exits[name] for name in ("mult_adds", "left") if exits},
         "held_out": 0.0,
     }
     facts["held_out"] = float(right(Point(candidate.name, folder, facts), network.images.test).mean())
     write_json(facts_file, facts)
     return Point(candidate.name, folder, json.loads(json.dumps(facts)))
-
-
-def _with_exits(network: Any, state: Any, share: float) -> dict[str, Any]:
-    """Fits thresholds of exits that allow a share of the mult-adds for the average held-out image."""
-    from train import adaptive
-    from train.tasks.multi_exit import exit_costs
-
-    costs = exit_costs(network.task.model, network.images.image_shape)
-    results = adaptive.exits(network, state, network.feed.test_batches())
-    allowed = max(share * costs[-1], costs[0])
-    found = adaptive.budgeted(results, results, costs, allowed)
-    return {name: found[name] for name in ("mult_adds", "thresholds", "left")}
 
 
 def right(point: Point, source: Any) -> np.ndarray:

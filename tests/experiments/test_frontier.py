@@ -25,7 +25,7 @@ from experiments.study import engines, trials
 from models.errors import UserError
 from models.weights import flatten
 from tests import tiny
-from train.export import loaded
+from train.export import formats, loaded
 
 # -- the front -----------------------------------------------------------------------------------------------
 
@@ -216,9 +216,13 @@ def test_exits_leave_where_thresholds_say():
     model = models.create("early_exit_resnet62", width=4, stage_sizes=(1, 1, 1), exits=(1, 2), exit_width=0)
     images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
     variables = models.initialize(model, jax.random.key(0), images.shape)
-    facts = {"mean": [0.0], "std": [1.0]}
     pixels = np.random.default_rng(1).integers(0, 256, images.shape, np.uint8)
-    first, last = (points.leaving(model, variables, facts, limits)(pixels) for limits in ([-1.0, -1.0], [2.0, 2.0]))
+    card = {"inputs": [1, 8, 8, 3], "preprocessing": {"mean": [0.0], "std": [1.0]}, "probabilities": "softmax"}
+
+    def logits(limits):
+        return formats.of_variables(model, variables, {**card, "exits": {"thresholds": limits}})(pixels)[1]
+
+    first, last = logits([-1.0, -1.0]), logits([2.0, 2.0])
     assert not np.allclose(first, last)
     np.testing.assert_allclose(last, jax.jit(model.apply)(variables, pixels / np.float32(255)), atol=1e-4)
 

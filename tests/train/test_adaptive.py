@@ -1,6 +1,7 @@
 """python -m train.adaptive and configs/adaptive.py: tiny runs with measurements, and each config."""
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -22,6 +23,7 @@ from tests.tiers import keep_first
 from tests.train.tasks.test_adaptive import RUNS, TEXTS
 from tests.train.tasks.test_adaptive import config as run_config
 from train import adaptive, loop, restore
+from train.export import loaded, write
 from train.run import build_run
 from train.tasks.multi_exit import exit_costs
 
@@ -114,6 +116,38 @@ def test_the_network_leaves_where_the_rows_say(exits):
     assert np.mean(right) == pytest.approx(row["accuracy"])
     np.testing.assert_allclose(np.bincount(at, minlength=2) / 360, row["left"])
     assert 0 < row["left"][0] < 1
+
+
+@pytest.mark.parametrize("format", ["safetensors", "compressed"])
+def test_an_export_leaves_where_its_thresholds_say(exits, tmp_path, format):
+    run, state = exits
+    write.of_run(run, state, format, tmp_path / "out", exits=0.8)
+    opened, pixels = loaded.load(tmp_path / "out"), run.images.test.read(np.arange(360))["image"]
+    entry = opened.card["exits"]
+    assert entry["mult_adds"] <= 0.81 * opened.card["mult_adds"] and 0 < entry["left"][0] < 1
+    variables = state.evaluation_variables()
+    images = run.feed.prepare_evaluation({"image": pixels})["image"]
+    logits, outputs = capture(run.task.model, variables, images, leave=jnp.asarray(entry["thresholds"], jnp.float32))
+    assert 0 < np.mean(outputs["left"]) < 1
+    np.testing.assert_allclose(opened.run(pixels)[1], logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exits": 0.5, "format": "onnx"}, "--exits=0.5 is for --format=safetensors and compressed, not --format=onnx"),
+        ({"exits": 1.5}, "--exits=1.5: must be a share of the whole network's mult-adds, above 0 and at most 1"),
+        ({"exits": 0.5}, "--exits=0.5: the first exit alone takes 0.63 of the mult-adds"),
+    ],
+)
+def test_exits_that_cannot_be_exported_are_refused(exits, tmp_path, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        write.of_run(*exits, out=tmp_path / "out", **{"format": "safetensors", **options})
+
+
+def test_a_network_without_exits_is_named(folders, tmp_path):
+    with pytest.raises(UserError, match="--exits=0.5 is for networks with exits, which .* is not"):
+        write.of_run(*restore.load(folders / "gated"), "safetensors", tmp_path / "out", exits=0.5)
 
 
 def test_easy_and_hard_images(gated, exits):

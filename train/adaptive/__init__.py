@@ -149,6 +149,31 @@ def budgeted(
     }
 
 
+def entry(network: "Network", state: TrainState, share: float, fitted: Batches | None = None) -> dict[str, Any]:
+    """Fits the thresholds with which an exported network leaves at its exits.
+
+    Args:
+      network: a network with exits.
+      state: its state, as numpy arrays.
+      share: mult-adds that the average image may take, as a share of the whole network's.
+      fitted: the images to fit to; None for those of `held_out`.
+
+    Returns:
+      {"share", "thresholds", and on these images "mult_adds" on average and "left", the share of them at each exit}.
+
+    Raises:
+      UserError: the network has no exits, the first one takes more, or no images were held out.
+    """
+    if kind(network) != "exits":
+        raise UserError(f"--exits={share:g} is for networks with exits, which {network.config['model']['name']} is not")
+    costs = exit_costs(network.task.model, _images(network).image_shape)
+    if share * costs[-1] < costs[0]:
+        raise UserError(f"--exits={share:g}: the first exit alone takes {costs[0] / costs[-1]:.3g} of the mult-adds")
+    results = exits(network, state, held_out(network) if fitted is None else fitted)
+    found = budgeted(results, results, costs, share * costs[-1])
+    return {"share": share, **{name: found[name] for name in ("thresholds", "mult_adds", "left")}}
+
+
 def by_class(values: np.ndarray, labels: np.ndarray, classes: int) -> list[Any]:
     """Returns the mean of values [N, ...] over the images of each class; None for classes without images."""
     return [values[labels == label].mean(0).tolist() if (labels == label).any() else None for label in range(classes)]

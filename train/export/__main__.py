@@ -43,6 +43,10 @@ are calibrated on training images. The layers that would lose more than --lose p
 held out of the calibration, stay in float32. --quantize=dynamic quantizes only matrix products, whose inputs get their
 scales when they are computed. The difference of the logits of a quantized network is printed and has no limit.
 
+--exits=0.5 is for networks with exits, in safetensors and compressed: each image leaves at the first exit that is sure
+enough, so that the average image takes half of the mult-adds. The thresholds are fitted on the images that the run's
+data.train_split leaves out, and are part of the card.
+
 The written file is opened again and run on test images (--images), and compared with the run's network. The formats
 torch and stablehlo also run in a Python without this project. The largest difference of the logits and both accuracies
 are printed. If the difference is too large, nothing is written, and the exit code is 1.
@@ -77,6 +81,7 @@ def export(out: str) -> int:
     for_torch = {flag.name: str(flag.value) for flag in (LAYOUT, TORCH_PYTHON) if flag.present}
     write.check(FORMAT.value, out, folds, for_torch)
     quantize.check(QUANTIZE.value, FORMAT.value, LOSE.value if LOSE.present or QUANTIZE.value else None)
+    write.check_exits(FORMAT.value, EXITS.value)
     repository = push.repository(TO.value, FORMAT.value) if TO.value else ""
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     try:
@@ -93,6 +98,7 @@ def export(out: str) -> int:
             python=TORCH_PYTHON.value,
             quantize=QUANTIZE.value,
             lose=LOSE.value,
+            exits=EXITS.value,
         )
     except verify.Failed as error:
         console.print(f"error: the export failed, and nothing was written: {error}", soft_wrap=True, markup=False)
@@ -141,10 +147,20 @@ def lines(card: Mapping[str, Any], out: Path, before: Mapping[str, Any], headlin
         if before
         else f"the test set of the run is not there ({card['data']}), so no {headline} was measured",
         *(quantize.lines(card["quantized"], headline) if "quantized" in card else ()),
+        _of_exits(card["exits"], card["mult_adds"]) if "exits" in card else "",
         f"folded in: {', '.join(card['folded']) or 'nothing'}" if formats.FORMATS[card["format"]].folds else "",
         f"use: {card['usage']}",
         "" if card["license"] else "the card names no license of the weights: --license=IDENTIFIER",
     ]
+
+
+def _of_exits(exits: Mapping[str, Any], whole: int) -> str:
+    """Returns the line that describes where images leave a network with `whole` mult-adds."""
+    left = " ".join(f"{share:.0%}" for share in exits["left"])
+    return (
+        f"exits: {left} of the images to which the thresholds are fitted leave at exits 1 to {len(exits['left'])}, "
+        f"with {exits['mult_adds'] / whole:.1%} of the mult-adds on average"
+    )
 
 
 def table(rows: Sequence[Sequence[str]]) -> rich.table.Table:
@@ -171,6 +187,7 @@ if __name__ == "__main__":  # flags are defined only here, since absl has one ta
     SHARE = flags.DEFINE_string("share", "", "Codebooks to use, as config.optimizer.share, e.g. linear(conv=8).")
     QUANTIZE = flags.DEFINE_string("quantize", "", "onnx: int8 or dynamic.")
     LOSE = flags.DEFINE_float("lose", 0.5, "Points of accuracy that --quantize may lose on training images.")
+    EXITS = flags.DEFINE_float("exits", 0.0, "Share of the mult-adds that exits allow for the average image.")
     LAYOUT = flags.DEFINE_string("layout", "", "torch: torchvision or timm; default: the first that has the network.")
     TORCH_PYTHON = command.define_path("torch_python", sys.executable, "torch: a Python with PyTorch and that library.")
     cli.run(main, USAGE)

@@ -52,7 +52,8 @@ SCHEMA = {
             ),
             "sha256": {"type": "object", "additionalProperties": _TEXT},
             "card_sha256": _TEXT,
-        }
+        },
+        exits=_object({"thresholds": _NUMBERS}),
     ),
     "allOf": [
         {"if": {"properties": {"format": {"const": "torch"}}}, "then": _object({"torch": _object({"library": _TEXT})})},
@@ -99,6 +100,7 @@ def read(folder: Path) -> dict[str, Any]:
         "verified": the comparison with the run's network.
         "sha256", "card_sha256": checksums by file, and of all other keys.
         "quantized": of a quantized network, from `train.export.quantize.quantize`.
+        "exits": where images leave, from `train.adaptive.entry`.
         "torch": of the format torch, library, name and arguments there.
         "packed": of the format semi_structured, shapes of the packed kernels by name.
 

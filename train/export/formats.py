@@ -67,13 +67,17 @@ class Format(NamedTuple):
 
 
 def of_variables(model: nn.Module, variables: Mapping[str, Any], card: Mapping[str, Any]) -> Opened:
-    """Returns a flax module as a function of pixels; on a CPU, it skips the zero blocks of pruned kernels."""
+    """Returns a flax module as a function of pixels; on a CPU, it skips the zero blocks of pruned kernels.
+
+    With the entry "exits" of the card, each image leaves where the thresholds say.
+    """
     opened = skip.opened(model, variables, *models.abstract(card["inputs"]))
+    exits = {"leave": np.asarray(card["exits"]["thresholds"], np.float32)} if "exits" in card else {}
     variables = jax.device_put(opened.variables)
 
     @jax.jit
     def compute(variables, pixels):
-        logits = cast("jax.Array", opened.apply(variables, graph.normalized(pixels, card["preprocessing"])))
+        logits = cast("jax.Array", opened.apply(variables, graph.normalized(pixels, card["preprocessing"]), **exits))
         return graph.to_probabilities(logits, card["probabilities"]), logits
 
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

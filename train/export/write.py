@@ -12,6 +12,7 @@ import jax
 from models.analysis.cost import analyze
 from models.errors import UserError, choice_error
 from models.weights import torch_names
+from train import adaptive
 from train.data import imagenet
 from train.export import cards, formats, graph, network, push, trained_int8, verify
 from train.export import quantize as quantization
@@ -84,6 +85,7 @@ def of_run(
     *,
     folds: Collection[str] | None = None,
     share: str = "",
+    exits: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
     """Exports the network of a run with its metrics on the test set, where that is still there.
@@ -95,6 +97,8 @@ def of_run(
       out: see `export`.
       folds: see `export`; None means all that the format supports.
       share: codebooks to round the weights to, as in config.optimizer.share.
+      exits: mult-adds that exits allow for the average image, as a share of the whole network's; 0 leaves at the last
+        exit.
       **options: images, license, layout, python, quantize and lose; see `export`.
 
     Returns:
@@ -105,14 +109,16 @@ def of_run(
     """
     folds = named_format(format).folds if folds is None else folds
     check(format, out, folds)
+    check_exits(format, exits)
     portable = network.network(run, state)
     check_libraries(format, portable, options.get("layout", ""), options.get("python", sys.executable))
+    leaving = adaptive.entry(run, state, exits) if exits else None
     metrics = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
     if share:
         portable = network.shared(portable, share)
     if format == "semi_structured":
         portable = network.halved(portable)
-    return export(run, portable, format, out, metrics, folds=folds, **options)
+    return export(run, portable, format, out, metrics, folds=folds, exits=leaving, **options)
 
 
 def export(
@@ -129,6 +135,7 @@ def export(
     python: str = sys.executable,
     quantize: str = "",
     lose: float = quantization.LOSE,
+    exits: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes a run's network in one of `formats.FORMATS`, opens it again and compares it on test images.
 
@@ -145,6 +152,7 @@ def export(
       python: for the format torch, a Python that has that library.
       quantize: for the format onnx, one of `quantize.METHODS`; "" keeps float32.
       lose: points of accuracy that a quantized network may lose on training images.
+      exits: from `train.adaptive.entry`; None leaves at the last exit.
 
     Returns:
       The card, as it is in the folder.
@@ -162,6 +170,8 @@ def export(
         written, trained = trained_int8.plain(network)
     calibration = quantization.training_images(run, quantize == "int8" and not trained) if quantize else None
     card = {"format": format, "file": how.file, **card_of(run, network, metrics, folds, license), **outside}
+    if exits:
+        card["exits"] = dict(exits)
     partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -209,6 +219,14 @@ def _ours(path: Path) -> bool:
     return path.name in (cards.NAME, push.CONFIG, push.README) or path.name.removesuffix(".data") in {
         how.file for how in formats.FORMATS.values()
     }
+
+
+def check_exits(format: str, share: float) -> None:
+    """Checks the mult-adds that exits may take, a share of all (0 without exits), without the run; raises UserError."""
+    if not 0 <= share <= 1:
+        raise UserError(f"--exits={share:g}: must be a share of the whole network's mult-adds, above 0 and at most 1")
+    if share and format not in (with_exits := ("safetensors", "compressed")):
+        raise UserError(f"--exits={share:g} is for --format={' and '.join(with_exits)}, not --format={format}")
 
 
 def check(format: str, out: str | Path, folds: Collection[str], for_torch: Mapping[str, str] | None = None) -> None:
