@@ -20,7 +20,7 @@ IMAGES = 256  # held-out images on which each export is verified
 BATCH = 250  # images at once where accuracy is measured
 SCHEMA = {
     "type": "object",
-    "required": ["trial", "held_out", "bytes", "mult_adds", "folder", "format"],
+    "required": ["trial", "held_out", "bytes", "mult_adds", "folder", "format", "options"],
     "properties": {
         "trial": {"type": "string"},
         "held_out": {"type": "number", "minimum": 0, "maximum": 1},
@@ -28,6 +28,7 @@ SCHEMA = {
         "mult_adds": {"type": "number", "minimum": 0},
         "folder": {"type": "string"},
         "format": {"type": "string"},
+        "options": {"type": "object"},
     },
 }
 
@@ -39,7 +40,8 @@ class Point(NamedTuple):
       name: The candidate's name.
       folder: The exported folder.
       facts: Content of point.json: "trial" (its address), "held_out" (accuracy on held-out images), "bytes",
-        "mult_adds" (of the average image), "format"; with exits also "left", the share of the images at each exit.
+        "mult_adds" (of the average image), "format", "options" of the export; with exits also "left", the share of the
+        images at each exit.
     """
 
     name: str
@@ -72,7 +74,7 @@ def usual_format(measure: str) -> str:
     return "onnx" if is_there else "stablehlo"
 
 
-def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str) -> Point:
+def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str, lose: float) -> Point:
     """Exports the trained network of a candidate and measures it, unless this has been done.
 
     Args:
@@ -81,6 +83,7 @@ def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str)
       trial: Address of its training.
       out: Folder of all exported folders.
       measure: The measure, which determines the format.
+      lose: Points of accuracy that an int8 network may lose on training images.
 
     Raises:
       UserError: It cannot be exported.
@@ -90,10 +93,12 @@ def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str)
     from train.export import verify, write
 
     folder, facts_file = out / slug(candidate.name), out / f"{slug(candidate.name)}.{NAME}"
-    how = candidate.format or usual_format(measure)
+    how, options = candidate.format or usual_format(measure), dict(candidate.options)
+    if "quantize" in options:
+        options["lose"] = lose
     if facts_file.exists():
         facts = read_json(facts_file, SCHEMA)
-        if facts["trial"] == trial and facts["format"] == how and folder.exists():
+        if facts["trial"] == trial and facts["format"] == how and facts["options"] == options and folder.exists():
             return Point(candidate.name, folder, facts)
     network, state = restore.load_network(run)
     small = portable.network(network, state)
@@ -103,14 +108,13 @@ def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str)
     folds = write.named_format(how).folds
     exits = adaptive.entry(network, state, candidate.exits, network.feed.test_batches()) if candidate.exits else {}
     try:
-        card = write.export(
-            network, small, how, folder, {}, folds=folds, images=IMAGES, exits=exits or None, **candidate.options
-        )
+        card = write.export(network, small, how, folder, {}, folds=folds, images=IMAGES, exits=exits or None, **options)
     except verify.Failed as error:
         raise UserError(f"{candidate.name}: its export failed: {error}") from None
     facts = {
         "trial": trial,
         "format": how,
+        "options": options,
         "folder": folder.name,
         "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.name.startswith(card["file"])),
         "mult_adds": card["mult_adds"],

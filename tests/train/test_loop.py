@@ -289,12 +289,13 @@ def test_only_at_the_end():
             dict(steps_per_call=1, data__pipeline="stream", data__workers=2),
             dict(devices=4, parallel="shard_map", accumulate=2),
             dict(precision="bfloat16", log_every="5 steps"),
+            dict(devices=4, model__conv="int8", model__dense="int8"),
         ],
     ),
-    ids=["stream", "devices", "bfloat16"],
+    ids=["stream", "devices", "bfloat16", "int8"],
 )
 def test_going_on_is_exact_in_every_mode(tmp_path, changes):
-    """Repeats the test above for worker processes, several devices, accumulation, bfloat16, and more log lines."""
+    """Repeats the test above for workers, several devices, accumulation, bfloat16, more log lines, and int8 layers."""
     config = tiny.config(data__augment="crop(1)", **changes)
     loop.train(config, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
