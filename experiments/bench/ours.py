@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import models
-from experiments.bench.serve import WARM, Served, after_warm_up, begin, work
+from experiments.bench.worker_side import WARM, Served, after_warm_up, begin, work
 from models.kernels.tracing import lowering
 from train.devices import memory
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.serve import WARM, Served, after_warm_up, begin, work
+from experiments.bench.worker_side import WARM, Served, after_warm_up, begin, work
 
 if __name__ == "__main__":
     begin(__doc__, "torch")  # before the imports that need it

@@ -19,7 +19,7 @@ import argparse
 import json
 import time
 
-from experiments.bench.serve import begin
+from experiments.bench.worker_side import begin
 
 if __name__ == "__main__":
     begin(__doc__, "torch")  # before the imports that need it

@@ -7,7 +7,7 @@ It imports nothing of this project but `serve`, because it runs in its own envir
 
 from pathlib import Path
 
-from experiments.bench.serve import WARM, Served, after_warm_up, begin, work
+from experiments.bench.worker_side import WARM, Served, after_warm_up, begin, work
 
 if __name__ == "__main__":
     begin(__doc__, "tensorflow")  # before the imports that need it
