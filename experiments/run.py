@@ -75,6 +75,8 @@ def main(arguments: Sequence[str]) -> None:
     decided = UNTIL.value == "decided"
     if not decided and MOST_SEEDS.present:
         raise UserError(f"--most_seeds={MOST_SEEDS.value} needs --until=decided; without it, set --seeds")
+    if decided and SEEDS.present:
+        raise UserError(f"--seeds={SEEDS.value} needs a run without --until=decided; with it, set --most_seeds")
     options = Options(
         Path(WORKDIR.value),
         Path(OUT.value),
@@ -188,6 +190,7 @@ def run(spec: str, scale: str, options: Options, console: rich.console.Console) 
             accept=options.accept,
             deadline=options.deadline,
             keep=options.keep,
+            others=first,
         ),
         lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False),
     )

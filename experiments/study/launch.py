@@ -46,6 +46,7 @@ def run_all(
     accept: Collection[str] = (),
     deadline: float | None = None,
     keep: bool = False,
+    others: Sequence[study.Trial] = (),
 ) -> list[study.Outcome]:
     """Runs the trials that the ledger lacks; trials with equal configs run once.
 
@@ -59,6 +60,7 @@ def run_all(
       deadline: Time after which no trial starts, as `time.time`.
       keep: Keeps the folders of finished trials, with their checkpoints. Folders that other trials start from always
         stay.
+      others: Trials of the study that may run later: what equal ones measure is measured now.
 
     Returns:
       The outcomes, in the order of the trials.
@@ -68,15 +70,16 @@ def run_all(
       Interrupted: SIGTERM or SIGINT ended it; the same command resumes.
     """
     lines.refresh()
-    merged = trials.merged(planned)
+    names, every = set(map(trials.address, planned)), trials.merged([*planned, *others])
+    merged = {name: trial for name, trial in every.items() if name in names}
     have = trials.finished(merged, lines, accept)
-    jobs = trials.left(merged, lines, root, accept, keep)
+    jobs = trials.left(merged, lines, root, accept, keep, others)
     if jobs:
         root.mkdir(parents=True, exist_ok=True)
         plan = queue.Plan(jobs, 2 if place.on == "slurm" else 1, deadline)
         with _bar(console, len(jobs)) as show:
             for count, job in enumerate(_launched(plan, lines, root, place, console.print), 1):
-                if job.ledger and (line := lines.get(job.name, job.code)):
+                if not job.is_start and (line := lines.get(job.name, job.code)):
                     have[job.name] = line
                 show(count, job.trial, have.get(job.name))
     pairs = [(trial.labels, have[trials.address(trial)]) for trial in planned]

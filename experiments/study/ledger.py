@@ -21,6 +21,7 @@ from train.storage.files import parse_json
 
 NAME = "trials.jsonl"
 ROOMS = ("models", "train", "experiments")
+API = "train.trained"  # the package `train` imports it for users, and training does not run it
 LINE = {
     "type": "object",
     "required": ["trial", "labels", "outcome", "code", "commit", "device", "versions", "seconds"],
@@ -50,7 +51,7 @@ class Ledger:
 
     def __init__(self, folder: Path):
         self.path = folder / NAME
-        self._lines: dict[str, dict[str, Any]] = {}
+        self._lines: dict[str, dict[str, dict[str, Any]]] = {}  # by trial and code; the newest code is the last
         self._read_bytes = self._read_lines = 0
         self.refresh()
 
@@ -74,31 +75,33 @@ class Ledger:
     def keep(self, line: dict[str, Any]) -> None:
         """Stores a line that is in the file.
 
-        The last line of a trial counts. It inherits the measures of the line before it if their code is the same.
+        Of the lines of a trial with the same code, the last one counts. It inherits the measures of those before it.
         """
-        previous = self._lines.get(line["trial"])
-        if previous and previous["code"] == line["code"]:
+        by_code = self._lines.setdefault(line["trial"], {})
+        if previous := by_code.pop(line["code"], None):
             measured = {**previous["outcome"].get("measured", {}), **line["outcome"].get("measured", {})}
             line = {**line, "outcome": {**line["outcome"], "measured": measured}}
-        self._lines[line["trial"]] = line
+        by_code[line["code"]] = line
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Returns the line that counts of each trial."""
-        return list(self._lines.values())
+        """Returns the newest line of each trial."""
+        return [list(by_code.values())[-1] for by_code in self._lines.values()]
 
     def get(self, trial: str, code: str = "", accept: Collection[str] = ()) -> dict[str, Any] | None:
-        """Returns the line of a trial, or None.
+        """Returns the line of a trial, or None; a line of its own code comes before those that are accepted.
 
         Args:
           trial: Address of the trial.
           code: Digest of the code that the trial would run now; lines of other code do not count. "" accepts any.
           accept: Commits whose lines count whatever their code is; "all" accepts every commit.
         """
-        line = self._lines.get(trial)
-        return line if line and (code in ("", line["code"]) or {line["commit"], "all"} & {*accept}) else None
+        by_code = self._lines.get(trial, {})
+        newest_first = reversed(by_code.values())
+        accepted = (line for line in newest_first if code == "" or {line["commit"], "all"} & {*accept})
+        return by_code.get(code) or next(accepted, None)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Appends a line to the file, and stores it."""
@@ -120,19 +123,23 @@ def append(path: Path, line: Mapping[str, Any]) -> dict[str, Any]:
         file.seek(0, os.SEEK_END)
         if file.tell():
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a killed process left the last line incomplete
-                _drop_last(file)
+            if file.read(1) != b"\n":
+                _end_last(file)
         file.write(f"{text}\n".encode())
         file.flush()
         os.fsync(file.fileno())
     return parsed
 
 
-def _drop_last(file: Any) -> None:
-    """Truncates a file after its last newline."""
+def _end_last(file: Any) -> None:
+    """Ends the last line of a file with a newline, or removes it if a killed process left it incomplete."""
     file.seek(0)
-    content = file.read()
-    file.truncate(content.rfind(b"\n") + 1)
+    before, newline, last = file.read().rpartition(b"\n")
+    try:
+        parse_json(last, LINE, "the last line")
+        file.write(b"\n")
+    except UserError:
+        file.truncate(len(before + newline))
     file.seek(0, os.SEEK_END)
 
 
@@ -153,20 +160,20 @@ def _parse(content: bytes, path: Path, before: int) -> Iterable[dict[str, Any]]:
 def code(modules: Iterable[str], files: Iterable[str] = ()) -> str:
     """Returns a digest of the code of modules and files, and of all modules of this project that they import.
 
-    Comments, docstrings and layout do not count. Neither do imports within functions of `modules`, so name the modules
-    that they import explicitly.
+    Comments, docstrings and layout do not count. Modules that tables of names import by their text do not either, so
+    name them explicitly.
 
     Args:
       modules: Names, e.g. "train.loop", "models.resnet".
-      files: Paths of Python files; imports within their functions count.
+      files: Paths of Python files.
     """
     pending, digests = list(modules), {}
     for file in map(Path, files):
-        digests[file.name], imports = _digest(file, functions=True)
+        digests[file.name], imports = _digest(file)
         pending += imports
     while pending:
         name = pending.pop()
-        if name in digests or name.split(".")[0] not in ROOMS:
+        if name in digests or name.split(".")[0] not in ROOMS or name == API:
             continue
         digests[name], imports = _module(name)
         pending += imports
@@ -179,12 +186,11 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
     return _digest(Path(spec.origin)) if spec and spec.origin else ("", ())
 
 
-def _digest(file: Path, functions: bool = False) -> tuple[str, tuple[str, ...]]:
-    """Returns the digest of a file and the project modules that it imports, within functions too if `functions`."""
+def _digest(file: Path) -> tuple[str, tuple[str, ...]]:
+    """Returns the digest of a file and the project modules that it imports, also within functions."""
     tree = ast.parse(file.read_bytes())
     imports: list[str] = []
-    top = [node for node in tree.body if functions or not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    for node in ast.walk(ast.Module(top, [])):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -154,10 +154,10 @@ class Queue:
     # -- what has become of a trial --------------------------------------------------------------------------
 
     def is_done(self, job: Job) -> bool:
-        """Returns whether the ledger has the trial's line; without a ledger, whether its network is there."""
-        if job.ledger is None:
-            return (job.folder / "summary.json").exists()
+        """Returns whether the ledger has the trial's line; of a start, whether its network is there or diverged."""
         line = self.lines.get(job.name, job.code)
+        if job.is_start:
+            return trials.is_trained(job.folder, job.code) or bool(line and line["outcome"]["diverged"])
         return line is not None and trials.is_whole(line, job.trial)
 
     def failures(self, name: str) -> list[Failure]:

@@ -8,8 +8,9 @@ import inspect
 import json
 import math
 import re
+import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ LOGGED = {
     "train": ("loss", "accuracy", "gradient_norm"),
     "test": ("loss", "accuracy"),
 }  # metrics that outcomes keep from metrics.jsonl
+CODE = "code.txt"  # in a trial's folder: the digest of the code that trains it
 
 
 class Job(NamedTuple):
@@ -29,16 +31,19 @@ class Job(NamedTuple):
     Attributes:
       trial: The trial, with the measures of all trials that have the same config.
       folder: Folder of its run.
-      ledger: Ledger file to append its line to; None if no line is needed.
+      ledger: Ledger file to append its line to.
       code: Digest of its code.
       keep: Whether its folder stays after it has finished.
+      is_start: Whether only its trained network is needed, because others start from it. It then has a line in the
+        ledger only if it diverges.
     """
 
     trial: study.Trial
     folder: Path
-    ledger: Path | None
+    ledger: Path
     code: str
     keep: bool = True
+    is_start: bool = False
 
     @property
     def name(self) -> str:
@@ -69,7 +74,7 @@ def folder_name(trial: study.Trial) -> str:
 
 
 def code_of(trial: study.Trial) -> str:
-    """Returns the digest of the code that a trial runs: the loop, its network, its measures, and files of users.
+    """Returns the digest of the code that a trial runs: the loop, what its config names, its measures, files of users.
 
     The defaults in configs/base.py count as code, because the trial's address leaves them out.
     """
@@ -80,7 +85,57 @@ def code_of(trial: study.Trial) -> str:
     network = [] if plugins.split(name) else [models.family(name)]
     files = [str(config.BASE), *(str(inspect.getsourcefile(measure)) for measure in trial.measures)]
     files += re.findall(r"[\w./~-]+\.py(?=:)", trial.config.to_json_best_effort())
-    return ledger.code(("train.loop", "train.restore", *network), files)
+    return ledger.code(("train.loop", "train.restore", *network, *_named(trial.config)), files)
+
+
+def _named(config: Any) -> Iterator[str]:
+    """Yields the modules that tables import because a config names their entries."""
+    from train import hooks
+    from train.data import load
+    from train.optim import catalogue
+
+    optimizers = {name: entry.where for name, entry in catalogue.ENTRIES.items()}
+    tables = ((hooks.HOOKS, config.hooks), (load.KINDS, config.data.source), (optimizers, config.optimizer.name))
+    for table, text in tables:
+        for name, entry in table.items():
+            if isinstance(entry, str) and re.search(rf"\b{name.partition(':')[0]}\b", str(text)):
+                yield entry.partition(":")[0]
+
+
+def training_code(trial: study.Trial) -> str:
+    """Returns the digest of the code that trains a trial, without its measures."""
+    return code_of(trial._replace(measures=()))
+
+
+def is_trained(folder: Path, code: str, accept: Collection[str] = ()) -> bool:
+    """Returns whether a folder has the network of a trial, as `code` trains it.
+
+    Args:
+      folder: Folder of its run.
+      code: From `training_code`.
+      accept: Commits whose networks count although their code differs; "all" for every commit.
+    """
+    from train.storage.files import read_json
+
+    summary = folder / "summary.json"
+    if not summary.exists():
+        return False
+    return _code_in(folder) == code or bool({read_json(summary).get("commit"), "all"} & {*accept})
+
+
+def _code_in(folder: Path) -> str:
+    return (folder / CODE).read_text() if (folder / CODE).exists() else ""
+
+
+def _claim(job: Job) -> None:
+    """Empties the job's folder if other code has trained there, so that nothing goes on from its checkpoints."""
+    from train.storage.files import write_atomically
+
+    code = training_code(job.trial)
+    if job.folder.exists() and _code_in(job.folder) != code:
+        shutil.rmtree(job.folder)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(job.folder / CODE, code.encode())
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -96,18 +151,20 @@ def run(job: Job) -> dict[str, Any]:
     from train.run import build_run
     from train.storage import workdir
 
-    trial, folder, began = job.trial, job.folder, time.time()
+    trial, folder, began, trained = job.trial, job.folder, time.time(), 0.0
     config = trial.config.copy_and_resolve_references()
     config.devices = config.devices or 1  # not all of this host's: batch norm would depend on their number
     if trial.start:
-        config.init_from = str((folder.parent / folder_name(trial.start)).resolve())
+        config.init_from = str(folder_of_start(job).resolve())
         config.task.name = config.task.name.replace("{start}", config.init_from)
     outcome: dict[str, Any] = {"summary": None, "diverged": None, "history": {}, "measured": {}}
     if trial.train:
+        _claim(job)
         try:
             outcome["summary"] = loop.train(config, folder, until=trial.until)
         except recorder.NonFiniteError as error:
             outcome["diverged"] = str(error).split(";")[0]
+        trained = time.time() - began
         if "interrupted" in (outcome["summary"] or {}):
             return outcome["summary"]
         outcome["history"] = _history(workdir.read_metrics(folder / "metrics.jsonl"))
@@ -117,10 +174,23 @@ def run(job: Job) -> dict[str, Any]:
         for measure in trial.measures:
             outcome["measured"][measure.__name__] = measure(prepared, state)
     line = _line(job, outcome, outcome["summary"] or summary.environment(jax.local_devices()))
-    line["seconds"] = round(time.time() - began, 2)
-    if job.ledger:
+    # A process that goes on with a training adds what those before it took
+    earlier = (outcome["summary"] or {}).get("seconds", 0.0) - trained
+    line["seconds"] = round(time.time() - began + max(0.0, earlier), 2)
+    return _append(job, line)
+
+
+def _append(job: Job, line: dict[str, Any]) -> dict[str, Any]:
+    """Appends the job's line to its ledger, and returns it; a network to start from needs one only if it diverged."""
+    if not job.is_start or line["outcome"]["diverged"]:
         ledger.append(job.ledger, line)
     return line
+
+
+def folder_of_start(job: Job) -> Path:
+    """Returns the folder of the network that a job starts from."""
+    assert job.trial.start is not None
+    return job.folder.parent / folder_name(job.trial.start)
 
 
 def _line(job: Job, outcome: dict[str, Any], environment: Any) -> dict[str, Any]:
@@ -154,14 +224,14 @@ def _history(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
 
 def after_divergence(job: Job, lines: ledger.Ledger) -> dict[str, Any] | None:
     """Returns the line of a job that cannot run because its start diverged, and appends it; None if it can run."""
-    start = lines.get(address(job.trial.start)) if job.trial.start else None
+    if job.trial.start is None or is_trained(folder_of_start(job), training_code(job.trial.start)):
+        return None
+    start = lines.get(address(job.trial.start))
     if not (start and start["outcome"]["diverged"]):
         return None
     text = f"{start['trial']}, that it starts from, diverged"
     line = _line(job, {"summary": None, "diverged": text, "history": {}, "measured": {}}, start)
-    if job.ledger:
-        ledger.append(job.ledger, line)
-    return line
+    return _append(job, line)
 
 
 def merged(trials: Sequence[study.Trial]) -> dict[str, study.Trial]:
@@ -200,6 +270,7 @@ def left(
     root: Path,
     accept: Collection[str] = (),
     keep: bool = False,
+    others: Sequence[study.Trial] = (),
 ) -> dict[str, Job]:
     """Returns the jobs of the trials that the ledger lacks, and of networks that they start from and that are gone.
 
@@ -209,14 +280,15 @@ def left(
       root: Folder of the trials' folders.
       accept: Commits whose lines count although their code differs; "all" for every commit.
       keep: Keeps the folders of finished trials. Folders that other trials start from always stay.
+      others: Trials that may run later.
     """
     have, work = finished(trials, lines, accept), {}
     for name, trial in trials.items():
         if name not in have:
             for start in starts(trial):
-                _add_start(work, address(start), start, root, have)
+                _add_start(work, start, lines, root, have, accept)
             work[name] = Job(trial, root / folder_name(trial), lines.path, code_of(trial))
-    needed = {address(start) for job in work.values() for start in starts(job.trial)}
+    needed = {address(start) for trial in (*others, *(job.trial for job in work.values())) for start in starts(trial)}
     return {name: job._replace(keep=keep or name in needed) for name, job in work.items()}
 
 
@@ -226,10 +298,15 @@ def starts(trial: study.Trial) -> list[study.Trial]:
 
 
 def _add_start(
-    work: dict[str, Job], name: str, start: study.Trial, root: Path, have: Mapping[str, Mapping[str, Any]]
+    work: dict[str, Job],
+    start: study.Trial,
+    lines: ledger.Ledger,
+    root: Path,
+    have: Mapping[str, Mapping[str, Any]],
+    accept: Collection[str],
 ) -> None:
     """Adds a trial that another one starts from, unless its network exists, is planned or diverged."""
+    name, folder, code = address(start), root / folder_name(start), training_code(start)
     diverged = name in have and have[name]["outcome"]["diverged"]
-    if not (name in work or diverged or (root / name / "summary.json").exists()):
-        start = start._replace(measures=())
-        work[name] = Job(start, root / name, None, code_of(start))
+    if not (name in work or diverged or is_trained(folder, code, accept)):
+        work[name] = Job(start._replace(measures=()), folder, lines.path, code, is_start=True)

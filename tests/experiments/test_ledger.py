@@ -45,6 +45,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped_and_the_next_one_is_whole(tmp_p
     Ledger(tmp_path).add(line("c"))
     ledger_again = Ledger(tmp_path)
     assert ledger_again.get("a") and ledger_again.get("c") and len(ledger_again) == len(path.read_bytes().splitlines())
+    assert (ledger_again.get("b") is None) == (cut > 1)  # a whole line that only lacks its end stays
 
 
 def test_a_damaged_line_is_named(tmp_path):
@@ -73,6 +74,16 @@ def test_concatenated_ledgers_merge_measures_of_the_same_code(tmp_path):
     assert len(merged) == 2 and merged.get("resnet8-1")["outcome"]["measured"] == {"gap": 1.0, "time": 2.0}
     Ledger(both).add(line(code="b", outcome={**line()["outcome"], "measured": {}}))
     assert Ledger(both).get("resnet8-1", "b")["outcome"]["measured"] == {}
+
+
+@pytest.mark.parametrize("order", [("old", "new"), ("new", "old")])
+def test_in_a_merged_ledger_the_line_of_the_same_code_counts_whatever_its_place(tmp_path, order):
+    for code in order:
+        Ledger(tmp_path).add(line(code=code, commit=code * 4))
+    both = Ledger(tmp_path)
+    assert both.get("resnet8-1", "new")["commit"] == "newnewnewnew" and len(both) == 1
+    assert both.get("resnet8-1", "other", ["oldoldoldold"])["code"] == "old" and both.get("resnet8-1", "other") is None
+    assert both.get("resnet8-1", "other", ["all"])["code"] == order[-1] == both.lines()[0]["code"]
 
 
 def add(folder, trial):
@@ -105,6 +116,8 @@ def test_the_digest_of_code_ignores_comments_and_docstrings(tmp_path, monkeypatc
     assert digest(first.replace("Doubles", "Returns twice x").replace("# twice", "")) == before
     assert digest(first.replace("2 * x", "(2 *\n        x)")) == before
     assert digest(first.replace("2 * x", "3 * x")) != before
+    within = "def f():\n    import made_up_too\n"
+    assert digest(within, "X = 2\n") != digest(within)
     assert digest(first, "X = 2\n") != before and digest(first.replace("import made_up_too", ""), "X = 2\n") != before
     ledger._module.cache_clear()
 

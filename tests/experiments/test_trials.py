@@ -119,8 +119,48 @@ def test_other_code_runs_again_unless_its_commit_is_accepted(tmp_path, monkeypat
     monkeypatch.setattr(trials, "code_of", lambda trial: "other")
     for accept in ([first.summary["commit"]], ["all"]):
         assert run_all(planned, root, accept=accept) == ([first], "")
+    old = root / trials.folder_name(planned[0]) / "old"
+    old.touch()
     (second,), output = run_all(planned, root, accept=["0" * 12])
     assert "1/1" in output and second.summary["loss"] == first.summary["loss"]
+    assert not old.exists()  # nothing of the other code's run is left to go on from
+    assert [line["code"] == "other" for line in lines_of(root)] == [False, True]
+
+
+def test_a_start_of_other_code_is_trained_again_unless_its_commit_is_accepted(tmp_path, monkeypatch):
+    root, child = tmp_path / "runs", trial(1, (size,))._replace(start=trial(0))
+    run_all([child], root)
+    summary_of_start = root / trials.folder_name(trial(0)) / "summary.json"
+    before, commit = summary_of_start.stat().st_mtime_ns, json.loads(summary_of_start.read_text())["commit"]
+    monkeypatch.setattr(trials, "code_of", lambda trial: "other")
+    other = trial(2, (size,))._replace(start=trial(0))
+    run_all([other], root, accept=[commit])
+    assert summary_of_start.stat().st_mtime_ns == before
+    run_all([trial(3, (size,))._replace(start=trial(0))], root)
+    assert summary_of_start.stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("jobs", keep_first(1, [1, 2]))
+def test_a_start_that_diverges_and_is_no_trial_itself_runs_once(tmp_path, jobs):
+    bad = trial(0, optimizer__learning_rate=1e30)
+    (outcome,), output = run_all([trial(1, (size,))._replace(start=bad)], tmp_path / "runs", jobs)
+    assert "that it starts from, diverged" in outcome.diverged and output.count("\n") == 2
+    assert [bool(line["outcome"]["diverged"]) for line in lines_of(tmp_path / "runs")] == [True, True]
+
+
+def test_what_trials_of_later_measure_is_measured_at_once(tmp_path):
+    later = trial(0, (size,))._replace(labels={"part": "later"})
+    child = trial(1)._replace(start=trial(0))
+    run_all([trial(0)], tmp_path / "runs", keep=False, others=[later, child])
+    assert lines_of(tmp_path / "runs")[0]["outcome"]["measured"]["size"]["step"] == 4
+    assert (tmp_path / "runs" / trials.folder_name(trial(0)) / "summary.json").exists()  # a later one starts from it
+    assert run_all([later], tmp_path / "runs")[1] == ""
+
+
+def test_code_that_only_a_config_names_counts():
+    named = set(trials._named(trial(0, hooks="sparsity|figures", optimizer__name="muon").config))
+    assert {"train.data.sources.digits", "train.hooks.sparsity", "train.hooks.figures", "train.optim.matrices"} <= named
+    assert not named & {"train.hooks.trackers", "train.data.sources.tfds", "train.optim.schedule_free"}
 
 
 def test_a_new_key_with_its_default_changes_no_address_but_counts_as_code(tmp_path, monkeypatch):

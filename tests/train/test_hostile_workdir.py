@@ -189,6 +189,7 @@ def step_reached(run, state):
 
 def test_a_trial_whose_last_checkpoint_is_damaged_is_trained_to_its_end_again(run, copied, tmp_path):
     job = trials.Job(Trial({}, run[0], train=True, measures=(step_reached,)), copied, tmp_path / "trials.jsonl", "")
+    (copied / trials.CODE).write_text(trials.training_code(job.trial))
     damage.cut(damage.largest(copied / "checkpoints" / "12" / "state"))
     line = trials.run(job)
     assert line["outcome"]["measured"] == {"step_reached": 12} and line["outcome"]["summary"]["steps"] == 12
