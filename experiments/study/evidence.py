@@ -206,6 +206,29 @@ def more(high: Values, low: Values, by: float = 0.0, worth: float = POINT, unit:
     return _above(_difference(high, low), by, max(by, worth), unit, "Welch and permutation")
 
 
+def contrast(parts: Sequence[tuple[float, Values]], unit: str = "points") -> Evidence:
+    """Tests whether a weighted sum of means is above 0: Welch's t, with Satterthwaite's degrees of freedom.
+
+    It is for statements whose margin is itself an outcome, such as "loses less than half of what the other gains".
+
+    Args:
+      parts: (weight, outcomes by seed) for each group.
+      unit: Unit of the outcomes.
+    """
+    from scipy import special
+
+    groups = [weight * finite(values) for weight, values in parts]
+    if min(map(len, groups)) < 2:
+        return NOTHING
+    errors = [max(float(np.var(group, ddof=1)), TINY) / len(group) for group in groups]
+    estimate, error = sum(float(group.mean()) for group in groups), math.sqrt(sum(errors))
+    freedom = sum(errors) ** 2 / sum(part**2 / (len(group) - 1) for part, group in zip(errors, groups, strict=True))
+    half = error * float(special.stdtrit(freedom, (1 + LEVEL) / 2))
+    p_for, p_against = (float(special.stdtr(freedom, sign * estimate / error)) for sign in (-1, 1))
+    ends = estimate - half, estimate + half
+    return Evidence(p_for, p_against, estimate, *ends, margin=0.0, unit=unit, test="Welch's t of a contrast")
+
+
 def above(values: Values, threshold: float, worth: float = 0.0, unit: str = "points") -> Evidence:
     """Tests whether a mean over seeds is above a threshold (t test and sign flips); the effect is the distance to it.
 
@@ -371,10 +394,19 @@ def given(condition: Evidence, statement: Evidence) -> Evidence:
         p_against=max(condition.p_for, statement.p_against),
         test=" and ".join(dict.fromkeys(part.test for part in (condition, statement) if part.test)),
         seeds=max((one.seeds for one in (condition, statement) if one.seeds is not None), default=None),
-        note="its premise is not shown here" if decides and condition.p_for > ALPHA else statement.note,
+        note="its premise does not hold here" if decides and condition.p_against <= ALPHA / 2 else statement.note,
     )
 
 
 def negated(evidence: Evidence) -> Evidence:
-    """Returns the evidence for the opposite statement."""
-    return dataclasses.replace(evidence, p_for=evidence.p_against, p_against=evidence.p_for, worth=math.nan)
+    """Returns the evidence for the opposite statement, with the opposite effect."""
+    return dataclasses.replace(
+        evidence,
+        p_for=evidence.p_against,
+        p_against=evidence.p_for,
+        estimate=-evidence.estimate,
+        low=-evidence.high,
+        high=-evidence.low,
+        margin=-evidence.margin,
+        worth=math.nan,
+    )

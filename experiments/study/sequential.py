@@ -122,7 +122,11 @@ def records(seen: Sequence[Seen], outcomes: Outcomes) -> list[dict[str, Any]]:
                 "test": one.evidence.test,
                 "seeds_seen": one.seeds,
                 "reason": reason,
-                **({"seeds": one.evidence.seeds} if verdict == verdicts.TOO_SMALL and one.evidence.seeds else {}),
+                **(
+                    {"seeds": one.evidence.seeds}
+                    if verdict == verdicts.TOO_SMALL and (one.evidence.seeds or 0) > one.seeds
+                    else {}
+                ),
             }
         )
     return rows

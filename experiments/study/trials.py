@@ -156,7 +156,8 @@ def run(job: Job) -> dict[str, Any]:
     config.devices = config.devices or 1  # not all of this host's: batch norm would depend on their number
     if trial.start:
         config.init_from = str(folder_of_start(job).resolve())
-        config.task.name = config.task.name.replace("{start}", config.init_from)
+        quoted = config.init_from.replace("\\", r"\\").replace("'", r"\'")
+        config.task.name = config.task.name.replace("{start}", quoted)
     outcome: dict[str, Any] = {"summary": None, "diverged": None, "history": {}, "measured": {}}
     if trial.train:
         _claim(job)

@@ -18,7 +18,8 @@ from experiments.study.evidence import ALPHA, FIRST, Evidence
 MOST_SEEDS = 200  # caps the reported number of seeds
 AGREES, DISAGREES, TOO_SMALL = VERDICTS = ("agrees", "disagrees", "too small to tell")
 RULE = (
-    "Verdicts: the probability of any false verdict in a study is at most 5%. Each claim has one p value for it and "
+    "Verdicts: the probability of any false verdict in a study is at most 5%, if the outcomes that are compared have "
+    "the same shape, or are symmetric about their mean. Each claim has one p value for it and "
     "one against it. The table shows the smaller, two-sided, corrected for the number of claims (Holm) and for the "
     "looks at up to {most} seeds (alpha spending). A claim that one mean is above another is also refuted if the "
     "difference is shown to be too small to matter: less than 1 percentage point, unless the claim says otherwise. "

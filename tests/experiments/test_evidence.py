@@ -111,7 +111,31 @@ def test_a_statement_of_parts_holds_where_all_do_and_fails_where_one_does():
     assert verdicts.decide([evidence.all_of(sure, unclear, wrong)]) == [False]
     shown = [dataclasses.replace(part, estimate=i) for i, part in enumerate((sure, unclear, wrong))]
     assert evidence.all_of(*shown).estimate == 2 and evidence.all_of(*shown[:2]).estimate == 1  # the part that decides
-    assert evidence.negated(wrong) == evidence.Evidence(0.001, 0.99)
+    opposite = evidence.negated(dataclasses.replace(wrong, estimate=2.0, low=1.0, high=4.0, margin=-3.0))
+    numbers = (opposite.p_for, opposite.p_against, opposite.estimate, opposite.low, opposite.high, opposite.margin)
+    assert numbers == (0.001, 0.99, -2.0, -4.0, -1.0, 3.0)
+
+
+def test_a_contrast_is_welchs_test_where_it_compares_two_groups():
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.normal(size=n) + n / 10 for n in (7, 9, 12))
+    both = evidence.contrast([(1.0, a), (-1.0, b)])
+    expected = stats.ttest_ind(a, b, equal_var=False, alternative="greater")
+    assert both.p_for == pytest.approx(expected.pvalue) and both.p_against == pytest.approx(1 - expected.pvalue)
+    assert (both.low, both.high) == pytest.approx(stats.ttest_ind(a, b, equal_var=False).confidence_interval())
+    mixed = evidence.contrast([(1.5, a), (-0.5, b), (-1.0, c)])
+    assert mixed.estimate == pytest.approx(1.5 * a.mean() - 0.5 * b.mean() - c.mean())
+    assert evidence.contrast([(1.0, a), (-1.0, b[:1])]) is evidence.NOTHING
+
+
+def test_a_margin_that_is_an_outcome_itself_is_refuted_by_chance_in_no_more_than_5_percent():
+    """Draws groups exactly at the limit: the projection gains half as much again as the residual network."""
+    rng, false = np.random.default_rng(0), 0
+    for _ in range(400):
+        residual, plain, projection = rng.normal(1.0, 1.0, 7), rng.normal(0.0, 1.0, 7), rng.normal(1.5, 1.0, 7)
+        one = evidence.contrast([(1.5, residual), (-0.5, plain), (-1.0, projection)])
+        false += verdicts.p_value(one) <= evidence.ALPHA
+    assert false / 400 <= evidence.ALPHA + 3 * math.sqrt(evidence.ALPHA * (1 - evidence.ALPHA) / 400)
 
 
 def test_claims_are_corrected_for_their_number():
@@ -127,7 +151,7 @@ def test_a_condition_must_hold_before_a_statement_counts():
     statement = evidence.Evidence(0.5, 1e-4)
     assert verdicts.decide([evidence.given(sure, statement)]) == [False]
     assert evidence.given(sure, statement).note == ""
-    assert evidence.given(never, statement).note == "its premise is not shown here"
+    assert evidence.given(never, statement).note == "its premise does not hold here"
     assert (
         verdicts.decide([evidence.given(never, statement)])
         == [None]

@@ -100,9 +100,12 @@ def shortcuts(outcomes: Outcomes) -> Judgement:
     """Tests whether projections gain less than half of what the simplest shortcut gains on the plain network."""
     depth = _end(outcomes, SHORTCUTS[1]).distinct("depth")[0]
     values = {network: accuracies(outcomes, network, depth=depth) for network in ("plain", *SHORTCUTS)}
-    half = (mean(values["residual"]) - mean(values["plain"])) / 2
     gains = evidence.more(values["residual"], values["plain"])
-    alike = [evidence.no_less(values["residual"], values[name], max(half, 0.0)) for name in SHORTCUTS[1:]]
+    # (residual - plain) / 2 - (projection - residual) > 0
+    alike = [
+        evidence.contrast([(1.5, values["residual"]), (-0.5, values["plain"]), (-1.0, values[name])])
+        for name in SHORTCUTS[1:]
+    ]
     return Judgement(
         evidence.given(gains, evidence.all_of(*alike)), f"{depth} layers: {listed(values, separator=', ')}"
     )

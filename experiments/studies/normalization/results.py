@@ -76,7 +76,10 @@ def gn_flat(outcomes: Outcomes) -> Judgement:
     many, few = (_accuracy(outcomes, "BN", images) for images in (32, 2))
     drop = statistics.mean(many) - statistics.mean(few)
     whole, *fewer = (_accuracy(outcomes, "GN", images) for images in SIZES)
-    flat = evidence.all_of(*(evidence.no_less(values, whole, max(drop, 0.0) / 4) for values in fewer))
+    # (BN at 32 - BN at 2) / 4 - (GN at 32 - GN at fewer) > 0
+    flat = evidence.all_of(
+        *(evidence.contrast([(0.25, many), (-0.25, few), (-1.0, whole), (1.0, values)]) for values in fewer)
+    )
     return Judgement(
         evidence.given(evidence.more(many, few), flat), f"{_by_size(outcomes, 'GN')}; BN loses {100 * drop:.1f} points"
     )
