@@ -67,20 +67,20 @@ def measured(search: Search, result: Any) -> dict[str, Any]:
             "training_seconds": result.outcomes[point.name].seconds,
         }
         if point.name in right:
-            lost, low, high = points.difference(right[point.name], right[DENSE])
-            row |= {"test": float(right[point.name].mean()), "lost": lost, "low": low, "high": high}
+            row["test"] = float(right[point.name].mean())
+        if point.name in right and point.name != DENSE:
+            loss = points.difference(right[point.name], right[DENSE])
+            row |= dict(zip(("lost", "low", "high"), loss, strict=True))
         rows.append(row)
     return {"front": front, "chosen": "" if chosen == DENSE else chosen, "test_images": len(test), "rows": rows}
 
 
 def cells(row: Mapping[str, Any], chosen: str = "") -> list[str]:
     """Returns a row of the table as strings."""
-    is_dense = row["name"] == DENSE
-    lost = _lost(row) if "lost" in row and not is_dense else "—"
     return [
         row["name"] + " ←" * (row["name"] == chosen),
         f"{100 * row['test']:.2f}" if "test" in row else "—",
-        lost,
+        _lost(row) if "lost" in row else "—",
         f"{100 * row['held_out']:.2f}",
         f"{row['milliseconds']:.3f}",
         f"{row['times_faster']:.2f}",
