@@ -63,7 +63,8 @@ def main() -> None:
     for name, reason in refused.items():
         say(f"{name}: {reason}")
     if not fitting:
-        raise UserError(f"no method of --methods={','.join(METHODS.value) or 'all'} fits {dense.portable.name}")
+        names = ",".join(METHODS.value) or "all"
+        raise UserError(f"no method of --methods={names} fits {dense.portable.name} and --measure={MEASURE.value}")
     columns = ("candidate", "times fewer mult-adds", "times smaller", "times faster", "training")
     if DRY_RUN.value:
         from models.analysis.tables import terminal_table
