@@ -20,8 +20,9 @@ USAGE = """Tries ways to make a trained classifier smaller, and gives the Pareto
     python -m experiments.frontier --workdir=runs/x --measure=time --methods=filters,blocks,exits --budget=2h
     python -m experiments.frontier --workdir=runs/x --measure=mult_adds --duration="3 epochs" --jobs=1
 
-Methods: removed filters (filters), removed blocks (blocks), narrower students (narrow), early exits (exits), pruned
-weights (prune), shared values (share), ternary and binary weights ("low bits"), and combinations.
+Methods: removed filters (filters), removed blocks (blocks), narrower students (narrow), early exits (exits), weights in
+blocks of zeros ("zero blocks"), int8, pruned weights (prune), shared values (share), ternary and binary weights ("low
+bits"), and combinations of these: blocks+filters, filters+int8, prune+share, filters+prune+share, "filters+low bits".
 
 First the dense network trains on, for half of its steps (--duration). Candidates train for as many, taught by it. Those
 with the largest expected gain by cheap estimates (mult-adds, bytes, time of the untrained program) come first.
@@ -62,7 +63,8 @@ def main() -> None:
     for name, reason in refused.items():
         say(f"{name}: {reason}")
     if not fitting:
-        raise UserError(f"no method of --methods={','.join(METHODS.value) or 'all'} fits {dense.portable.name}")
+        names = ",".join(METHODS.value) or "all"
+        raise UserError(f"no method of --methods={names} fits {dense.portable.name} and --measure={MEASURE.value}")
     columns = ("candidate", "times fewer mult-adds", "times smaller", "times faster", "training")
     if DRY_RUN.value:
         from models.analysis.tables import terminal_table

@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.frontier import starts
 from experiments.sweeps import plan
 from models.errors import UserError
+from train.data import identity
+from train.data.source import Source, Stored
 from train.export.network import PortableNetwork
 from train.run import Network
 from train.state import TrainState
 
 HELD_OUT = "90%"  # of a TFDS split that has no held-out part, the share to train on
+READ = 4096  # stored images in memory at once
 RATE = 0.5  # learning rate of further training, as a factor on the run's, as in configs/pruning.py
 
 
@@ -71,10 +75,11 @@ def read(workdir: str, duration: str = "") -> Dense:
       duration: Length of further training, such as "3 epochs"; "" for half of the run's own.
 
     Raises:
-      UserError: There is no run or no checkpoint, its task is not classification, it is compressed already, or it is
-        not known which images can be held out of its training set.
+      UserError: There is no run or no checkpoint, it is not finished, its task is not classification, it is compressed
+        already, it is not known which images can be held out of its training set, or it was tested on these.
     """
     from train import restore
+    from train.data import load
     from train.export import network as export
     from train.setup import pretrained
     from train.storage import workdir as workdirs
@@ -82,6 +87,8 @@ def read(workdir: str, duration: str = "") -> Dense:
     folder = Path(workdir).absolute()
     check(workdirs.read_config(folder), workdir)
     network, state = restore.load_network(folder)
+    if state.step < network.total:
+        raise UserError(f"--workdir={workdir} stopped at step {state.step} of {network.total}: finish it first")
     config: Any = ConfigDict(json.loads(json.dumps(network.config)))
     if network.feed.label_shape:
         raise UserError(f"--workdir={workdir} has several classes per image; the frontier is for one class per image")
@@ -91,6 +98,11 @@ def read(workdir: str, duration: str = "") -> Dense:
     if steps < 1:
         raise UserError(f"--duration={duration}: must be at least one step")
     _further(config, folder, fit, held_out, steps)
+    if same(network.images.test, load.load(config.data, "test")):
+        raise UserError(
+            f"--workdir={workdir} was tested on data.test_split={network.config['data']['test_split']}, with images of "
+            f"{held_out}, by which candidates are chosen; give a run with test images of its own"
+        )
     return Dense(folder, network, state, portable, pretrained.load(folder).digest(), config, steps)
 
 
@@ -104,14 +116,22 @@ def check(config: Mapping[str, Any], workdir: str) -> None:
 
 
 def own(out: Path, dense: Dense) -> None:
-    """Raises UserError if a folder has the frontier of another run, or of this run with other steps."""
+    """Raises UserError if a folder has the frontier of another run, of this run with other steps, or from elsewhere.
+
+    Configs of the trainings hold the paths of the run and of the folder, so that both have to stay where they are.
+    """
     from train.storage.files import read_json, write_json
 
     out.mkdir(parents=True, exist_ok=True)
     file, facts = out / "run.json", {"weights": dense.digest, "steps": dense.steps}
-    if file.exists() and read_json(file) != facts:
+    places = {"workdir": str(dense.folder), "out": str(out.absolute())}
+    before = read_json(file) if file.exists() else {**facts, **places}
+    if {name: before.get(name) for name in facts} != facts:
         raise UserError(f"--out={out} has the frontier of another run, or of other --duration; choose another folder")
-    write_json(file, facts)
+    for name, place in places.items():
+        if before.get(name, place) != place:
+            raise UserError(f"--{name}={place} was {before[name]}: move it back, or choose another --out")
+    write_json(file, {**facts, **places})
 
 
 def splits(source: str, split: str) -> tuple[str, str]:
@@ -132,6 +152,16 @@ def splits(source: str, split: str) -> tuple[str, str]:
         f"data.train_split='{split}' of the run has no part to choose among candidates by; allowed: train, train_fit, "
         "or a beginning such as train[:90%]"
     )
+
+
+def same(a: Source, b: Source) -> bool:
+    """Returns whether two or more of a sample of the images of b are in a; a single one may be in a set twice."""
+    there = {_digest(stored) for start in range(0, len(a), READ) for stored, _ in a.fetch(range(len(a))[start:][:READ])}
+    return sum(_digest(stored) in there for stored, _ in b.fetch(identity.sample(len(b)))) > 1
+
+
+def _digest(stored: Stored) -> str:
+    return identity.Digest().add(stored.tobytes() if isinstance(stored, np.ndarray) else stored).short()
 
 
 def _further(config: Any, folder: Path, fit: str, held_out: str, steps: int) -> None:

@@ -229,11 +229,16 @@ def candidates(dense: Dense, measure: str, names: Sequence[str] = ()) -> tuple[l
       names: Names in METHODS; () for all.
 
     Returns:
-      The candidates, and {method: reason} for the methods that do not fit the network.
+      The candidates, and {method: reason} for the methods that do not fit the network, and for those of `names` that
+      are for other measures.
     """
     fitting, refused = [], {}
     for name, method in METHODS.items():
-        if measure not in method.measures or (names and name not in names):
+        if names and name not in names:
+            continue
+        if measure not in method.measures:
+            if names:
+                refused[name] = f"is only tried with --measure={' or '.join(method.measures)}, which it makes smaller"
             continue
         for number, level in enumerate(method.levels):
             try:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from experiments.frontier.estimates import Estimate
-from experiments.frontier.methods import Candidate
+from experiments.frontier.methods import DENSE, Candidate
 
 PRIOR = 3.0, 16.0  # times fewer mult-adds, and bytes each, at which every second candidate loses too much
 SETUP = 0.1  # time to set up, export and measure a candidate, as a share of the dense network's further training
@@ -74,6 +74,12 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return names
 
 
-def chosen(points: Mapping[str, tuple[float, float]], least: float) -> str:
-    """Returns the cheapest point whose accuracy is at least `least`; "" if there is none."""
-    return next((name for name in front(points) if points[name][1] >= least), "")
+def chosen(points: Mapping[str, tuple[float, float]], lose: float) -> str:
+    """Returns the cheapest point that loses at most `lose` points against DENSE, which may be DENSE itself."""
+    whole = points[DENSE][1]
+    return next(name for name in front(points) if loses_little(points[name][1], whole, lose))
+
+
+def loses_little(accuracy: float, whole: float, lose: float) -> bool:
+    """Returns whether an accuracy is at most `lose` percentage points below another one, up to rounding."""
+    return 100 * (whole - accuracy) <= lose + 1e-9

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.frontier import order, points
 from experiments.frontier.estimates import MEASURES
@@ -13,8 +13,26 @@ from experiments.frontier.search import Search
 from models.analysis.tables import markdown_table
 from train.storage.files import write_atomically, write_json
 
-COLUMNS = ("network", "test %", "lost ± 95%", "held-out %", "ms", "faster", "bytes", "smaller", "mult-adds", "folder")
+COLUMNS = ("network", "test %", "lost [95%]", "held-out %", "ms", "faster", "bytes", "smaller", "mult-adds", "folder")
 NARROW = (0, 1, 2, 4, 5, 7, 8)  # columns for the terminal
+
+
+class Words(NamedTuple):
+    """The words of a measure: the key of its ratio in rows, and the texts of the ratio, of more, and of the best."""
+
+    key: str
+    times: str
+    more: str
+    most: str
+
+
+WORDS = {
+    "time": Words("times_faster", "times faster", "is faster", "the fastest"),
+    "bytes": Words("times_smaller", "times smaller", "is smaller", "the smallest"),
+    "mult_adds": Words(
+        "times_fewer", "times fewer mult-adds", "has fewer mult-adds", "the one with the fewest mult-adds"
+    ),
+}
 
 
 def measured(search: Search, result: Any) -> dict[str, Any]:
@@ -32,7 +50,7 @@ def measured(search: Search, result: Any) -> dict[str, Any]:
 
     places = {point.name: (cost(point), point.facts["held_out"]) for point in every}
     front = order.front(places)
-    chosen = order.chosen(places, result.dense.facts["held_out"] - search.lose / 100)
+    chosen = order.chosen(places, search.lose)
     test = search.dense.network.images.test
     right = {point.name: points.right(point, test) for point in every if point.name in (DENSE, *front)}
     rows = []
@@ -49,20 +67,20 @@ def measured(search: Search, result: Any) -> dict[str, Any]:
             "training_seconds": result.outcomes[point.name].seconds,
         }
         if point.name in right:
-            lost, interval = points.difference(right[point.name], right[DENSE])
-            row |= {"test": float(right[point.name].mean()), "lost": lost, "interval": interval}
+            row["test"] = float(right[point.name].mean())
+        if point.name in right and point.name != DENSE:
+            loss = points.difference(right[point.name], right[DENSE])
+            row |= dict(zip(("lost", "low", "high"), loss, strict=True))
         rows.append(row)
     return {"front": front, "chosen": "" if chosen == DENSE else chosen, "test_images": len(test), "rows": rows}
 
 
 def cells(row: Mapping[str, Any], chosen: str = "") -> list[str]:
     """Returns a row of the table as strings."""
-    is_dense = row["name"] == DENSE
-    lost = f"{row['lost']:+.2f} ± {row['interval']:.2f}" if "lost" in row and not is_dense else "—"
     return [
         row["name"] + " ←" * (row["name"] == chosen),
         f"{100 * row['test']:.2f}" if "test" in row else "—",
-        lost,
+        _lost(row) if "lost" in row else "—",
         f"{100 * row['held_out']:.2f}",
         f"{row['milliseconds']:.3f}",
         f"{row['times_faster']:.2f}",
@@ -71,6 +89,10 @@ def cells(row: Mapping[str, Any], chosen: str = "") -> list[str]:
         f"1/{row['times_fewer']:.2f}",
         row["folder"],
     ]
+
+
+def _lost(row: Mapping[str, Any]) -> str:
+    return f"{row['lost']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 def table(content: Mapping[str, Any]) -> list[list[str]]:
@@ -93,19 +115,18 @@ def others(content: Mapping[str, Any]) -> list[list[str]]:
 def sentences(content: Mapping[str, Any]) -> list[str]:
     """Returns the result in words, one sentence a line."""
     rows = {row["name"]: row for row in content["rows"]}
-    lose, unit = (
-        content["lose"],
-        {"time": "times faster", "bytes": "times smaller", "mult_adds": "times fewer mult-adds"},
-    )
-    key = {"time": "times_faster", "bytes": "times_smaller", "mult_adds": "times_fewer"}[content["measure"]]
+    words, whole, lose = WORDS[content["measure"]], rows[DENSE]["held_out"], content["lose"]
+    little = [name for name, row in rows.items() if order.loses_little(row["held_out"], whole, lose)]
     lines = []
     if best := rows.get(content["chosen"]):
         lines.append(
-            f"{best['name']}: {best[key]:.1f} {unit[content['measure']]}, {best['lost']:+.2f} ± {best['interval']:.2f} "
-            f"points of test accuracy lost; chosen on held-out images as the smallest that loses at most {lose:g}"
+            f"{best['name']}: {best[words.key]:.1f} {words.times}, {_lost(best)} points of test accuracy lost; chosen "
+            f"on held-out images as {words.most} that loses at most {lose:g}"
         )
-    else:
+    elif little == [DENSE]:
         lines.append(f"no candidate that was tried loses at most {lose:g} points on the held-out images")
+    else:
+        lines.append(f"no candidate that loses at most {lose:g} points on the held-out images {words.more} than dense")
     if content["left"]:
         lines.append(f"not tried within the budget: {len(content['left'])} candidates; the same command goes on")
     return lines
@@ -120,8 +141,8 @@ def page(content: Mapping[str, Any]) -> str:
         f"`dense` is the run after {content['steps']:,} more steps. Each candidate took as many from the run's "
         f"weights, and those from scratch {content['before']:,} in addition. They were chosen on held-out training "
         f"images. Test accuracy is on {content['test_images']:,} test images, with 95% intervals of paired "
-        "differences. Times are medians for one image, of programs that took turns; `faster`, `smaller` and "
-        "`mult-adds` are relative to `dense`, with 4 bytes per number. Formats: "
+        "differences (Agresti and Min 2005). Times are medians for one image, of programs that took turns; `faster`, "
+        "`smaller` and `mult-adds` are relative to `dense`, with 4 bytes per number. Formats: "
         f"{', '.join(content['formats'])}. Commit {content['commit']}, {content['device']}, {content['cores']} cores, "
         f"seed {content['seed']}.",
         markdown_table(COLUMNS, table(content)),
@@ -166,6 +187,9 @@ def draw(path: Path, content: Mapping[str, Any]) -> None:
         axes.axhline(100 * dense["held_out"] - content["lose"], color=GRAY, linestyle=":", linewidth=1, label=limit)
         axes.plot([row[key] for row in rows], [100 * row["held_out"] for row in rows], "o", color=GRAY, label="tried")
         axes.plot([row[key] for row in on], [100 * row["held_out"] for row in on], "o-", color=BLUE, label="front")
+        for row in (row for row in on if row["name"] == content["chosen"]):
+            place, label = (row[key], 100 * row["held_out"]), f"{WORDS[content['measure']].most} within the limit"
+            axes.plot(*place, "o", color=BLUE, markersize=12, fillstyle="none", label=label)
         axes.plot(dense[key], 100 * dense["held_out"], "s", color=RED, label="dense, trained as long")
         for row in on:
             if row["name"] != DENSE:

@@ -161,9 +161,6 @@ class _Runner:
     def _train(self, several: Sequence[Candidate]) -> None:
         """Runs what the ledger lacks of the trainings of some candidates."""
         search = self._search
-        for one in several:
-            if one.start and not search.file(one).exists():
-                starts.write(one.start(), search.file(one))
         planned = [search.trial(candidate) for candidate in several]
         every = [one for trial in planned for one in (*trials.starts(trial), trial)]
         done = launch.run_all(every, self._lines, search.root, self._place, self._console, keep=True)
@@ -173,19 +170,34 @@ class _Runner:
 
     def _trained(self, several: Sequence[Candidate]) -> Sequence[Candidate]:
         """Trains candidates, and returns those that could be trained; [] if one could not, which is refused."""
+        several = [one for one in several if self._begun(one)]
         try:
             self._train(several)
         except (engines.Interrupted, launch.OutOfTime):
             raise
-        except UserError as error:  # the others are in the ledger, or run with the next ones
-            reason = str(error).splitlines()[0]
-            bad = [one for one in several if trials.address(self._search.trial(one)) in reason]
-            if len(several) > 1 and not bad:
+        except Exception as error:  # the others are in the ledger, or run with the next ones
+            text = str(error).strip() or repr(error)
+            bad = [one for one in several if text.partition(": ")[0] in self._addresses(one)]
+            if not bad and (isinstance(error, UserError) or len(several) > 1):  # not of one of these trainings
                 raise
             for one in bad or several:
-                self._refuse(one, reason)
+                self._refuse(one, text.splitlines()[-1])
             return []
         return several
+
+    def _begun(self, candidate: Candidate) -> bool:
+        """Writes the network from which a candidate starts; returns False if it cannot be made, which is refused."""
+        file = self._search.file(candidate)
+        try:
+            if candidate.start and not file.exists():
+                starts.write(candidate.start(), file)
+        except UserError as error:
+            self._refuse(candidate, str(error).splitlines()[0])
+        return candidate.name not in self._refused
+
+    def _addresses(self, candidate: Candidate) -> list[str]:
+        trial = self._search.trial(candidate)
+        return [trials.address(one) for one in (*trials.starts(trial), trial)]
 
     def _refuse(self, candidate: Candidate, reason: str) -> None:
         self._refused[candidate.name] = reason
@@ -208,7 +220,7 @@ class _Runner:
             self._refuse(candidate, str(error).splitlines()[0])
             return
         right, whole = point.facts["held_out"], dense.facts["held_out"]
-        self._passed[candidate.name] = right >= whole - self._search.lose / 100
+        self._passed[candidate.name] = order.loses_little(right, whole, self._search.lose)
         self._say(f"{candidate.name}: {right:.2%} of the held-out images, {100 * (whole - right):+.2f} points lost")
 
 

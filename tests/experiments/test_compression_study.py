@@ -101,7 +101,7 @@ def test_a_taught_network_starts_from_the_network_that_teaches_it(outcomes):
 def test_claims_tables_and_pictures(outcomes, tmp_path):
     for claim in compression.CLAIMS:
         judgement = claim.judge(outcomes)
-        assert judgement.ours and verdicts.decide([judgement.evidence])[0] in (None, True, False)
+        assert judgement.ours and holds(judgement) is not True, judgement  # one seed of tiny runs confirms no claim
     table_of = {table.title: table for table in compression.STUDY.tables(outcomes)}
     rows = {row[0]: row for row in table_of["Deep compression"].rows}
     assert rows[NET][-1] == "yes" and rows["VGG-16 (Han 2016, table 1)"][-2] == 49

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -18,13 +19,16 @@ import rich.console
 import models
 from experiments.frontier import dense as dense_run
 from experiments.frontier import estimates, methods, order, output, points, search, starts
+from experiments.frontier.__main__ import USAGE
 from experiments.frontier.estimates import Estimate
 from experiments.frontier.methods import DENSE, Candidate
 from experiments.frontier.starts import Cut
-from experiments.study import engines, trials
+from experiments.study import engines, launch, queue, trials
 from models.errors import UserError
 from models.weights import flatten
 from tests import tiny
+from train import loop
+from train.data import load
 from train.export import formats, loaded
 
 # -- the front -----------------------------------------------------------------------------------------------
@@ -50,9 +54,16 @@ def test_points_without_a_number_are_left_out_and_the_first_of_equal_ones_counts
 
 def test_the_cheapest_point_that_loses_little_is_chosen():
     places = {DENSE: (10.0, 0.90), "mild": (5.0, 0.899), "strong": (2.0, 0.89), "bad": (1.0, 0.2), "worse": (3.0, 0.1)}
-    assert order.chosen(places, 0.895) == "mild"
-    assert order.chosen(places, 0.88) == "strong"
-    assert order.chosen(places, 0.91) == ""
+    assert order.chosen(places, 0.5) == "mild"
+    assert order.chosen(places, 2.0) == "strong"
+    assert order.chosen({DENSE: (10.0, 0.9), "worse": (1.0, 0.8), "dearer": (11.0, 0.9)}, 0.5) == DENSE
+
+
+def test_a_candidate_exactly_at_the_limit_is_chosen():
+    for right in range(1, 200):  # 7 and 6 of 200 are 0.5 points apart, and more than that in floating point
+        places = {DENSE: (10.0, (right + 1) / 200), "mild": (5.0, right / 200)}
+        assert order.chosen(places, 0.5) == "mild"
+        assert order.chosen(places, 0.499) == DENSE
 
 
 # -- the order -----------------------------------------------------------------------------------------------
@@ -78,7 +89,7 @@ def test_the_largest_expected_gain_per_second_comes_first():
 def test_levels_of_a_method_tell_of_each_other():
     costs = {"a 0": (60, 1.0), "a 1": (40, 1.0), "a 2": (30, 1.0), "b 0": (90, 1.0)}
     assert planned(costs, {"a 1": False}) == ["a 0", "b 0", "a 2"]  # stronger than what lost too much
-    assert planned(costs, {"a 1": True}) == ["a 2", "a 0", "b 0"] or planned(costs, {"a 1": True})[0] == "a 2"
+    assert planned(costs, {"a 1": True}) == ["a 2", "a 0", "b 0"]  # a 0 and b 0 save less than the best one so far
     assert planned(costs, dict.fromkeys(costs, True)) == []
 
 
@@ -108,14 +119,43 @@ def test_a_split_without_a_rest_is_refused():
         dense_run.splits("tfds:cifar10", "train[5%:]")
 
 
+def test_test_images_are_not_those_by_which_candidates_are_chosen(tmp_path):
+    open_split = functools.partial(load.load, tiny.config().data)
+    assert dense_run.same(open_split("validation"), open_split("validation"))
+    assert dense_run.same(open_split("train"), open_split("validation"))  # a part of it
+    assert not dense_run.same(open_split("test"), open_split("validation"))
+    assert not dense_run.same(open_split("train_fit"), open_split("validation"))
+    folder = tiny.trained(tmp_path / "run", data__train_split="train_fit", data__test_split="validation")
+    message = f"--workdir={folder} was tested on data.test_split=validation, with images of validation, by which"
+    with pytest.raises(UserError, match=re.escape(message)):
+        dense_run.read(str(folder))
+
+
+def test_a_run_that_was_stopped_is_refused(tmp_path):
+    loop.train(tiny.config(), tmp_path, until=4)
+    with pytest.raises(UserError, match=re.escape(f"--workdir={tmp_path} stopped at step 4 of 12: finish it first")):
+        dense_run.read(str(tmp_path))
+
+
 def test_the_difference_is_paired():
     rng = np.random.default_rng(0)
     b = rng.random(10_000) < 0.8
     a = b & (rng.random(10_000) >= 0.01)
-    lost, interval = points.difference(a, b)
+    lost, low, high = points.difference(a, b)
     assert abs(lost - 100 * (b.mean() - a.mean())) < 1e-9
-    assert interval < 0.25 < 196 * math.sqrt(2 * 0.8 * 0.2 / 10_000)  # of two networks on other images
-    assert points.difference(b, b) == (0.0, 0.0)
+    assert (high - low) / 2 < 0.25 < 196 * math.sqrt(2 * 0.8 * 0.2 / 10_000)  # of two networks on other images
+    assert points.difference(b, a) == (-lost, -high, -low)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0.0, 0.005), (0.003, 0.003), (0.01, 0.03)])
+def test_the_interval_has_the_difference_95_times_in_100(only_a, only_b):
+    rng, true, inside = np.random.default_rng(0), 100 * (only_b - only_a), 0
+    for draws in rng.random((2000, 180)):  # most of these see no image that differs, or only few
+        a, b = draws >= only_b, draws < 1 - only_a
+        lost, low, high = points.difference(a, b)
+        assert low < lost < high
+        inside += low <= true <= high
+    assert inside / 2000 > 0.94
 
 
 # -- a tiny frontier -----------------------------------------------------------------------------------------
@@ -160,7 +200,20 @@ def test_candidates_train_as_long_as_the_dense_network(dense):
     }  # fmt: skip
 
 
-def searched(dense, out, names, seconds=None):
+def test_methods_for_other_measures_are_named(dense):
+    fitting, refused = methods.candidates(dense, "bytes", ["filters", "int8", "exits"])
+    assert {one.method for one in fitting} == {"filters"} and refused == {
+        "int8": "is only tried with --measure=time, which it makes smaller",
+        "exits": "is only tried with --measure=time or mult_adds, which it makes smaller",
+    }
+
+
+def test_the_help_has_all_methods():
+    words = " ".join(re.sub("[^a-z0-9+ ]", " ", USAGE.replace("\n", " ")).split())
+    assert all(f" {name} " in words for name in methods.METHODS)
+
+
+def searched(dense, out, names, seconds=None, place=engines.Place()):  # noqa: B008  immutable
     fitting, _ = methods.candidates(dense, "bytes")
     fitting = [one for one in fitting if one.name in names]
     begin = search.Search(dense, [], {}, "bytes", 50.0, out, seconds)
@@ -169,7 +222,7 @@ def searched(dense, out, names, seconds=None):
     lines = []
     whole = begin._replace(candidates=fitting, estimates=costs)
     console = rich.console.Console(file=io.StringIO())
-    return whole, search.run(whole, engines.Place(), console, lines.append), lines
+    return whole, search.run(whole, place, console, lines.append), lines
 
 
 def test_a_frontier_goes_on_where_it_was_stopped_and_runs_nothing_twice(dense, tmp_path, monkeypatch):
@@ -189,12 +242,99 @@ def test_a_frontier_goes_on_where_it_was_stopped_and_runs_nothing_twice(dense, t
     assert third.points == second.points and third.dense == second.dense
 
 
+SHARED, PRUNED = "8-bit values", "70% of weights pruned, 4-bit values"
+
+
+@pytest.fixture(scope="module")
+def begun(dense, tmp_path_factory):
+    """The folder of a frontier whose dense network is trained, and SHARED exported."""
+    out = tmp_path_factory.mktemp("begun")
+    assert searched(dense, out, (SHARED, PRUNED), seconds=0.0)[1].left == [PRUNED]
+    return out
+
+
+def raising(error):
+    """Returns a function that raises an error."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_candidate_of_which_a_training_fails_is_refused_and_the_others_go_on(dense, begun, monkeypatch, number):
+    trial = search.Search(dense, [], {}, "bytes", 50.0, begun).trial(
+        next(one for one in methods.candidates(dense, "bytes")[0] if one.name == PRUNED)
+    )
+    address, real = trials.address((trial.start, trial)[number]), launch.run_all
+
+    def run_all(every, *args, **options):
+        if address in map(trials.address, every):
+            failure = queue.Failure("host", "Traceback\n  a line\nValueError: the reason\n", is_mistake=False)
+            raise launch._failure([(address, failure)], 0)
+        return real(every, *args, **options)
+
+    monkeypatch.setattr(launch, "run_all", run_all)
+    _, result, lines = searched(dense, begun, (SHARED, PRUNED), place=engines.Place("local", 2))
+    assert result.refused == {PRUNED: "ValueError: the reason"} and list(result.points) == [SHARED]
+    assert f"{PRUNED}: ValueError: the reason" in lines
+
+
+def test_a_failure_in_this_process_is_of_its_candidate(dense, begun, monkeypatch):
+    monkeypatch.setattr(trials, "run", raising(ValueError("out of luck")))
+    assert searched(dense, begun, (SHARED, PRUNED))[1].refused == {PRUNED: "out of luck"}
+
+
+def test_a_failure_of_the_launcher_ends_the_search(dense, begun, monkeypatch):
+    real, dead = search._Runner._train, UserError("3 workers in a row ended before they began a trial")
+    monkeypatch.setattr(
+        search._Runner,
+        "_train",
+        lambda self, several: (real if several[0].name == DENSE else raising(dead))(self, several),
+    )
+    with pytest.raises(UserError, match="3 workers in a row"):
+        searched(dense, begun, (PRUNED,))
+
+
+def test_a_kill_after_an_export_leaves_no_facts_of_an_earlier_one(dense, tmp_path, monkeypatch):
+    candidate = search.Search(dense, [], {}, "bytes", 0.5, tmp_path).start
+    point = points.export(candidate, dense.folder, "a trial", tmp_path, "bytes", 0.5)
+    assert points.export(candidate, dense.folder, "a trial", tmp_path, "bytes", 0.5) == point
+    monkeypatch.setattr(points, "write_json", raising(KeyboardInterrupt))
+    for trial in ("another trial", "a trial"):  # the second must not take the folder of the other trial for its own
+        with pytest.raises(KeyboardInterrupt):
+            points.export(candidate, dense.folder, trial, tmp_path, "bytes", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("measure", "best", "none"),
+    [
+        ("time", "chosen on held-out images as the fastest that loses at most 0.5", "is faster"),
+        ("time", "2.0 times faster, +0.10 [-0.20, +0.40] points of test accuracy lost", "is faster"),
+        ("bytes", "2.0 times smaller", "is smaller"),
+        ("mult_adds", "as the one with the fewest mult-adds that loses at most 0.5", "has fewer mult-adds"),
+    ],
+)
+def test_the_result_has_the_words_of_the_measure(measure, best, none):
+    ratios = dict.fromkeys(("times_faster", "times_smaller", "times_fewer"), 2.0)
+    good = {"name": "good", "held_out": 0.9, **ratios, "lost": 0.1, "low": -0.2, "high": 0.4}
+    content = {"measure": measure, "lose": 0.5, "left": [], "rows": [{"name": DENSE, "held_out": 0.9}, good]}
+    assert best in output.sentences({**content, "chosen": "good"})[0]
+    dear = f"no candidate that loses at most 0.5 points on the held-out images {none} than dense"
+    assert output.sentences({**content, "chosen": ""}) == [dear]
+    content["rows"][1] = {**good, "held_out": 0.8}
+    tried = "no candidate that was tried loses at most 0.5 points on the held-out images"
+    assert output.sentences({**content, "chosen": ""}) == [tried]
+
+
 def _assert_files(dense, whole, result, out):
     content = output.measured(whole, result) | {
         "model": "resnet8", "data": "digits", "command": "the command", "lose": 50.0, "measure": "bytes", "left": [],
         "steps": 4, "before": 12, "formats": ["compressed"], "commit": "c", "device": "d", "cores": 1, "seed": 0,
         "refused": {},
     }  # fmt: skip
+    assert output.sentences(content)[0].startswith("4-bit values: ")
     output.write(out, content)
     rows = {row["name"]: row for row in csv.DictReader((out / "frontier.csv").open())}
     assert rows.keys() == {DENSE, *result.points}
@@ -269,3 +409,8 @@ def test_a_run_without_checkpoints_and_a_folder_of_another_run_are_refused(dense
     dense_run.own(tmp_path / "out", dense)
     with pytest.raises(UserError, match="has the frontier of another run"):
         dense_run.own(tmp_path / "out", dataclasses.replace(dense, steps=5))
+    (tmp_path / "out").rename(tmp_path / "moved")  # its trainings hold paths
+    with pytest.raises(UserError, match=re.escape(f"--out={tmp_path / 'moved'} was {tmp_path / 'out'}: move it back")):
+        dense_run.own(tmp_path / "moved", dense)
+    with pytest.raises(UserError, match=re.escape(f"--workdir={tmp_path} was {dense.folder}: move it back, or")):
+        dense_run.own(tmp_path / "moved", dataclasses.replace(dense, folder=tmp_path))
