@@ -21,9 +21,10 @@ IMAGES = 256  # held-out images on which each export is verified
 BATCH = 250  # images at once where accuracy is measured
 SCHEMA = {
     "type": "object",
-    "required": ["trial", "held_out", "bytes", "mult_adds", "folder", "format", "options"],
+    "required": ["trial", "code", "held_out", "bytes", "mult_adds", "folder", "format", "options"],
     "properties": {
         "trial": {"type": "string"},
+        "code": {"type": "string"},
         "held_out": {"type": "number", "minimum": 0, "maximum": 1},
         "bytes": {"type": "integer", "minimum": 0},
         "mult_adds": {"type": "number", "minimum": 0},
@@ -40,9 +41,9 @@ class Point(NamedTuple):
     Attributes:
       name: The candidate's name.
       folder: The exported folder.
-      facts: Content of point.json: "trial" (its address), "held_out" (accuracy on held-out images), "bytes",
-        "mult_adds" (of the average image), "format", "options" of the export; with exits also "left", the share of the
-        images at each exit.
+      facts: Content of point.json: "trial" (its address), "code" (the digest of the code that trained it), "held_out"
+        (accuracy on held-out images), "bytes", "mult_adds" (of the average image), "format", "options" of the export;
+        with exits also "left", the share of the images at each exit.
     """
 
     name: str
@@ -75,13 +76,13 @@ def usual_format(measure: str) -> str:
     return "onnx" if is_there else "stablehlo"
 
 
-def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str, lose: float) -> Point:
+def export(candidate: Candidate, run: Path, trial: Mapping[str, str], out: Path, measure: str, lose: float) -> Point:
     """Exports the trained network of a candidate and measures it, unless this has been done.
 
     Args:
       candidate: The candidate.
       run: Folder of its training.
-      trial: Address of its training.
+      trial: "trial", the address of its training, and "code", the digest of the code that trained it.
       out: Folder of all exported folders.
       measure: The measure, which determines the format.
       lose: Points of accuracy that an int8 network may lose on training images.
@@ -97,9 +98,10 @@ def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str,
     how, options = candidate.format or usual_format(measure), dict(candidate.options)
     if "quantize" in options:
         options["lose"] = lose
+    made = {**trial, "format": how, "options": options}
     if facts_file.exists():
         facts = read_json(facts_file, SCHEMA)
-        if facts["trial"] == trial and facts["format"] == how and facts["options"] == options and folder.exists():
+        if made.items() <= facts.items() and folder.exists():
             return Point(candidate.name, folder, facts)
     network, state = restore.load_network(run)
     small = portable.network(network, state)
@@ -114,9 +116,7 @@ def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str,
     except verify.Failed as error:
         raise UserError(f"{candidate.name}: its export failed: {error}") from None
     facts = {
-        "trial": trial,
-        "format": how,
-        "options": options,
+        **made,
         "folder": folder.name,
         "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.name.startswith(card["file"])),
         "mult_adds": card["mult_adds"],

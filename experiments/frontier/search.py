@@ -205,8 +205,9 @@ class _Runner:
 
     def _export(self, candidate: Candidate) -> points.Point:
         search, trial = self._search, self._search.trial(candidate)
-        folder, address = search.root / trials.folder_name(trial), trials.address(trial)
-        return points.export(candidate, folder, address, search.out / "exported", search.measure, search.lose)
+        made = {"trial": trials.address(trial), "code": trials.training_code(trial)}
+        folder, out = search.root / trials.folder_name(trial), search.out / "exported"
+        return points.export(candidate, folder, made, out, search.measure, search.lose)
 
     def _measure(self, candidate: Candidate, dense: points.Point) -> None:
         """Exports and measures a trained candidate."""

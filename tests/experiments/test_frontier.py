@@ -299,10 +299,11 @@ def test_a_failure_of_the_launcher_ends_the_search(dense, begun, monkeypatch):
 
 def test_a_kill_after_an_export_leaves_no_facts_of_an_earlier_one(dense, tmp_path, monkeypatch):
     candidate = search.Search(dense, [], {}, "bytes", 0.5, tmp_path).start
-    point = points.export(candidate, dense.folder, "a trial", tmp_path, "bytes", 0.5)
-    assert points.export(candidate, dense.folder, "a trial", tmp_path, "bytes", 0.5) == point
+    ours = {"trial": "a trial", "code": "a"}
+    point = points.export(candidate, dense.folder, ours, tmp_path, "bytes", 0.5)
+    assert points.export(candidate, dense.folder, ours, tmp_path, "bytes", 0.5) == point
     monkeypatch.setattr(points, "write_json", raising(KeyboardInterrupt))
-    for trial in ("another trial", "a trial"):  # the second must not take the folder of the other trial for its own
+    for trial in ({**ours, "code": "b"}, ours):  # the second must not take the folder of the other trial for its own
         with pytest.raises(KeyboardInterrupt):
             points.export(candidate, dense.folder, trial, tmp_path, "bytes", 0.5)
 
