@@ -4,12 +4,14 @@ Grain distributes whole batches by number: one thread or process makes batch t, 
 number of workers or processes nor a restart changes any batch, and there is no state to save.
 """
 
+import functools
 import gc
 import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
@@ -92,7 +94,7 @@ def stream(
     """Returns an iterator over training batches, as NumPy arrays; its `close()` stops the workers.
 
     A script that starts workers needs the guard `if __name__ == "__main__"`, since they import its module (as "spawn"
-    does).
+    does); without it, the first batch raises UserError.
 
     Args:
       source: the training set.
@@ -136,6 +138,7 @@ def _iterate(batches: _Batches, workers: int) -> Iterator[Batch]:
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(_AHEAD, threads)), allow_nones=False
     )
     if workers:
+        _check_script()
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its flags, which tests and notebooks do not parse
         # Labels and masks are faster through a pipe than as files of shared memory
@@ -148,6 +151,30 @@ def _iterate(batches: _Batches, workers: int) -> Iterator[Batch]:
             worker_init_fn=_start_worker,
         )
     return _until_closed(dataset, shared=workers > 0)
+
+
+@functools.cache
+def _check_script() -> None:
+    """Checks that workers can import the script that starts them, by a process that does nothing else.
+
+    Raises:
+      UserError: the script trains when it is imported; grain would wait forever for workers that never start.
+    """
+    script = sys.modules["__main__"]
+    if getattr(script, "__spec__", None) is not None or not hasattr(script, "__file__"):
+        return  # run by `python -m`, as our commands are, or a notebook
+    probe = multiprocessing.get_context("spawn").Process(target=_nothing)
+    probe.start()
+    probe.join()
+    if probe.exitcode:
+        raise UserError(
+            f"data.workers: worker processes import {script.__file__} and fail (see above); put what it runs under "
+            "if __name__ == '__main__':"
+        )
+
+
+def _nothing() -> None:
+    """Does nothing, in a process that only has to start."""
 
 
 def _until_closed(dataset: "grain.IterDataset", shared: bool) -> Iterator[Batch]:

@@ -179,6 +179,16 @@ def test_workers_end_with_their_parent(tmp_path):
     assert not any(map(alive, workers))
 
 
+def test_a_script_that_its_workers_would_run_again_ends_with_a_line(tmp_path):
+    """Without the guard, grain would wait forever for workers that fail as they import the script."""
+    script = tmp_path / "streaming.py"
+    script.write_text(STREAMING.replace('if __name__ == "__main__":\n    main()', "main()"))
+    command, environment = [sys.executable, script], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and f"worker processes import {script} and fail" in last
+
+
 # Resident
 
 
