@@ -17,6 +17,7 @@ from models.analysis import cost as complexity
 from models.analysis import exit_policy
 from models.errors import UserError
 from models.gated import costs
+from models.layers import conditional
 from models.layers.endpoint import capture
 from tests import tiny
 from tests.tiers import keep_first
@@ -130,6 +131,21 @@ def test_an_export_leaves_where_its_thresholds_say(exits, tmp_path, format):
     logits, outputs = capture(run.task.model, variables, images, leave=jnp.asarray(entry["thresholds"], jnp.float32))
     assert 0 < np.mean(outputs["left"]) < 1
     np.testing.assert_allclose(opened.run(pixels)[1], logits, atol=1e-5)
+
+
+def test_an_export_skips_what_comes_after_the_exits(exits, tmp_path, monkeypatch):
+    """Counts the branches that are traced for each new size of a batch, and compares with masked results."""
+    write.of_run(*exits, "safetensors", tmp_path / "out", exits=0.8)
+    opened, pixels = loaded.load(tmp_path / "out"), exits[0].images.test.read(np.arange(3))["image"]
+    branches, switch = [], conditional.nn.switch
+    monkeypatch.setattr(
+        conditional.nn, "switch", lambda i, parts, *rest: branches.append(len(parts)) or switch(i, parts, *rest)
+    )
+    for count in (3, 1):
+        opened.run(pixels[:count])
+        assert branches and set(branches) == {count + 1}  # 0, ..., count images are computed
+        branches.clear()
+    assert opened.run(pixels)[1].shape == (3, 10) and not branches  # compiled already
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 opened(pixels uint8 [N, H, W, C]) -> probabilities, logits: float32 [N, num_classes], NumPy arrays
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -24,7 +25,7 @@ from models import weights
 from models.compress import file, skip, two_four
 from models.errors import UserError
 from models.kernels.tracing import lowering
-from models.layers import endpoint
+from models.layers import conditional, endpoint
 from models.weights import preprocessing
 from train.export import cards, graph, onnx_graph
 from train.export.network import PortableNetwork
@@ -69,7 +70,7 @@ class Format(NamedTuple):
 def of_variables(model: nn.Module, variables: Mapping[str, Any], card: Mapping[str, Any]) -> Opened:
     """Returns a flax module as a function of pixels; on a CPU, it skips the zero blocks of pruned kernels.
 
-    With the entry "exits" of the card, each image leaves where the thresholds say.
+    With the entry "exits" of the card, each image leaves where the thresholds say, and later parts are not computed.
     """
     opened = skip.opened(model, variables, *models.abstract(card["inputs"]))
     exits = {"leave": np.asarray(card["exits"]["thresholds"], np.float32)} if "exits" in card else {}
@@ -77,7 +78,9 @@ def of_variables(model: nn.Module, variables: Mapping[str, Any], card: Mapping[s
 
     @jax.jit
     def compute(variables, pixels):
-        logits = cast("jax.Array", opened.apply(variables, graph.normalized(pixels, card["preprocessing"]), **exits))
+        images = graph.normalized(pixels, card["preprocessing"])
+        with conditional.skipping() if exits else contextlib.nullcontext():
+            logits = cast("jax.Array", opened.apply(variables, images, **exits))
         return graph.to_probabilities(logits, card["probabilities"]), logits
 
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
