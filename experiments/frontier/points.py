@@ -106,7 +106,8 @@ def export(candidate: Candidate, run: Path, trial: str, out: Path, measure: str,
         small = portable.shared(small, candidate.share)
     out.mkdir(parents=True, exist_ok=True)
     folds = write.named_format(how).folds
-    exits = adaptive.entry(network, state, candidate.exits, network.feed.test_batches()) if candidate.exits else {}
+    leaving = portable.replaced(network, state, small)
+    exits = adaptive.entry(*leaving, candidate.exits, network.feed.test_batches()) if candidate.exits else {}
     try:
         card = write.export(network, small, how, folder, {}, folds=folds, images=IMAGES, exits=exits or None, **options)
     except verify.Failed as error:

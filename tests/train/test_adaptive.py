@@ -148,6 +148,21 @@ def test_an_export_skips_what_comes_after_the_exits(exits, tmp_path, monkeypatch
     assert opened.run(pixels)[1].shape == (3, 10) and not branches  # compiled already
 
 
+def test_thresholds_are_fitted_to_the_network_that_is_written(exits, tmp_path):
+    """Compares with thresholds for rounded weights, whose confidences differ."""
+    run, state = exits
+    card = write.of_run(run, state, "compressed", tmp_path / "out", exits=0.8, share="linear(conv=2, dense=2)")
+    batches = [run.feed.prepare_evaluation(batch) for batch in adaptive.held_out(run)]
+    model, variables = loaded.load(tmp_path / "out").network()
+    real = np.concatenate([np.asarray(batch["mask"]) > 0 for batch in batches])
+    leave = jnp.asarray(card["exits"]["thresholds"], jnp.float32)
+    left = [capture(model, variables, batch["image"], leave=leave)[1]["left"] for batch in batches]
+    shares = np.bincount(np.concatenate(left)[real], minlength=2) / real.sum()
+    np.testing.assert_allclose(shares, card["exits"]["left"], atol=0.01)
+    whole = adaptive.entry(run, state, 0.8)["thresholds"]
+    assert abs(whole[0] - card["exits"]["thresholds"][0]) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -361,6 +362,51 @@ def test_other_files_in_the_folder_are_kept(runs, out, tmp_path):
     with pytest.raises(UserError, match="has files that are not part of an exported network"):
         write.check("safetensors", folder, [])
     assert (folder / "notes.txt").read_text() == "mine"
+    link, own = tmp_path / "link", tmp_path / "own"
+    link.symlink_to(out / "safetensors")
+    own.mkdir()
+    write.check("safetensors", own, [])  # empty
+    for name in ("config.json", "README.md", "model.safetensors"):
+        (own / name).write_text("of another library")
+    for path in (link, own, own / "README.md"):
+        with pytest.raises(UserError, match="is a link" if path == link else "has files that are not part"):
+            write.check("safetensors", path, [])
+    (own / "card.json").mkdir()
+    with pytest.raises(UserError, match="has files that are not part"):
+        write.check("safetensors", own, [])
+
+
+def test_an_earlier_export_is_replaced_by_a_whole_one_or_stays(runs, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    run, state, network, path, _ = exported(runs / "whole", folder)
+    write.export(run, network, "safetensors", folder, {}, images=8)
+    assert not path.exists() and loaded.load(folder).card["format"] == "safetensors"
+    assert list(tmp_path.iterdir()) == [folder]
+    verified = verify.verify
+
+    def slow(*arguments):  # meanwhile, the user writes into the folder
+        (folder / "notes.txt").write_text("mine")
+        return verified(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "verify", slow)
+        with pytest.raises(UserError, match="has files that are not part"):
+            write.export(run, network, "compressed", folder, {}, images=8)
+    assert (folder / "notes.txt").read_text() == "mine" and loaded.load(folder).card["format"] == "safetensors"
+    (folder / "notes.txt").unlink()
+
+    replace = Path.replace
+
+    def interrupted(path, target):  # between the two renames
+        if path.is_dir():
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write.export(run, network, "compressed", folder, {}, images=8)
+    (old,) = tmp_path.glob(".out.old-*/old")
+    assert loaded.load(old).card["format"] == "safetensors"
 
 
 @pytest.mark.parametrize(
