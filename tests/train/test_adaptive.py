@@ -177,8 +177,12 @@ def test_exits_that_cannot_be_exported_are_refused(exits, tmp_path, options, mes
 
 
 def test_a_network_without_exits_is_named(folders, tmp_path):
-    with pytest.raises(UserError, match="--exits=0.5 is for networks with exits, which .* is not"):
-        write.of_run(*restore.load(folders / "gated"), "safetensors", tmp_path / "out", exits=0.5)
+    for kind, name in (("gated", "convnet_aig38"), ("plain", "resnet8")):
+        with pytest.raises(UserError, match=f"{name} has no exits: --exits=0.5 needs a network such as msdnet_cifar"):
+            write.of_run(*restore.load(folders / kind), "safetensors", tmp_path / "out", exits=0.5)
+    for share in (0.0, float("nan")):
+        with pytest.raises(UserError, match=f"--exits={share:g}: must be a share"):
+            write.check_exits("safetensors", share)
 
 
 def test_easy_and_hard_images(gated, exits):

@@ -23,7 +23,7 @@ from tests.golden import drawn
 from tests.networks import SMALL
 from tests.tiers import keep_first
 from train import loop, predict, restore
-from train.export import formats, loaded, verify, write
+from train.export import cards, formats, loaded, push, verify, write
 from train.export import network as export
 from train.run import build_run
 from train.storage import workdir
@@ -409,6 +409,12 @@ def test_an_earlier_export_is_replaced_by_a_whole_one_or_stays(runs, tmp_path, m
     assert loaded.load(old).card["format"] == "safetensors"
 
 
+PREPROCESSING = {
+    "crop": "none", "size": 8, "channels": 1, "eval_crop": 1, "shape": [8, 8, 1], "mean": [0], "std": [1],
+    "exif": "apply",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -416,6 +422,11 @@ def test_an_earlier_export_is_replaced_by_a_whole_one_or_stays(runs, tmp_path, m
         ({"preprocessing": {"crop": "none"}}, "preprocessing: 'size' is a required property"),
         ({"format": "torch"}, "'torch' is a required property"),
         ({"file": "../card.json"}, "file: '../card.json' does not match"),
+        ({"probabilities": "soft"}, "probabilities: 'soft' is not one of"),
+        ({"inputs": [1]}, "inputs: .1. is too short"),
+        ({"preprocessing": PREPROCESSING | {"shape": [8, 8]}}, "preprocessing.shape: .8, 8. is too short"),
+        ({"preprocessing": PREPROCESSING | {"crop": "some"}}, "preprocessing.crop: 'some' is not one of"),
+        ({"format": "semi_structured", "packed": {"a": [8]}}, "packed.a: .8. is too short"),
         ({"labels": ["x"] * 10}, "card.json is not what was exported: its checksum differs"),
     ],
 )
@@ -424,6 +435,15 @@ def test_edited_cards_are_refused(out, tmp_path, change, message):
     card = json.loads((folder / "card.json").read_text())
     (folder / "card.json").write_text(json.dumps({**card, **change}))
     with pytest.raises(UserError, match=message):
+        loaded.load(folder)
+
+
+def test_thresholds_of_a_network_without_exits_are_refused(out, tmp_path):
+    folder = shutil.copytree(out / "safetensors", tmp_path / "out")
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").unlink()
+    cards.write(folder, {**card, "exits": {"thresholds": [0.5]}})
+    with pytest.raises(UserError, match=r"card.json has thresholds of exits, which resnet8 does not have"):
         loaded.load(folder)
 
 
@@ -547,6 +567,12 @@ def test_mistakes(flags, message):
     done = command(*flags)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_hub_gets_no_network_that_leaves_at_exits():
+    assert push.repository("hf:me/x", "safetensors") == "me/x"
+    with pytest.raises(UserError, match="--to=hf:me/x: config.json has no thresholds; leave out --to or --exits=0.5"):
+        push.repository("hf:me/x", "safetensors", 0.5)
 
 
 def test_options_that_a_format_would_ignore_are_refused(tmp_path):

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
 import models
 from models import weights
@@ -122,7 +123,10 @@ def _write_semi_structured(network: PortableNetwork, card: Card, path: Path) -> 
 
 
 def _open_weights(folder: Path, card: Card) -> Opened:
-    return of_variables(*cards.network(folder, card), card)
+    model, variables = cards.network(folder, card)
+    if "exits" in card and not getattr(model, "num_exits", 0):
+        raise UserError(f"{folder / cards.NAME} has thresholds of exits, which {card['architecture']} does not have")
+    return of_variables(model, variables, card)
 
 
 # -- PyTorch -------------------------------------------------------------------------------------------------------
@@ -216,9 +220,11 @@ def _simplify(network: PortableNetwork, path: Path) -> None:
         return
     import onnx
 
-    model, inputs = network.create(), models.abstract(network.inputs)
-    kernels = weights.flatten(network.variables)
-    names = [name for name in endpoint.order(model, network.variables, *inputs) if f"{name}/kernel" in kernels]
+    model, tree = network.create(), (network.variables, *models.abstract(network.inputs))
+    program = jax.make_jaxpr(model.apply)(*tree).jaxpr
+    used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]  # not early exits, which ONNX lacks
+    kernels = weights.flatten(jax.tree.unflatten(jax.tree.structure(tree), used)[0])
+    names = [name for name in endpoint.order(model, *tree) if kernels.get(f"{name}/kernel")]
     properties = {one.key: one.value for one in onnx.load(path).metadata_props}
     simplified = onnx_graph.simplified(path, names)
     onnx.helper.set_model_props(simplified, properties)

@@ -110,7 +110,8 @@ def of_run(
     """
     folds = named_format(format).folds if folds is None else folds
     check(format, out, folds)
-    check_exits(format, exits)
+    if exits:
+        check_exits(format, exits)
     portable = network.network(run, state)
     check_libraries(format, portable, options.get("layout", ""), options.get("python", sys.executable))
     if share:
@@ -244,10 +245,10 @@ def _ours(path: Path) -> bool:
 
 
 def check_exits(format: str, share: float) -> None:
-    """Checks the mult-adds that exits may take, a share of all (0 without exits), without the run; raises UserError."""
-    if not 0 <= share <= 1:
+    """Checks the mult-adds that exits may take, as a share of all, without the run; raises UserError."""
+    if not 0 < share <= 1:
         raise UserError(f"--exits={share:g}: must be a share of the whole network's mult-adds, above 0 and at most 1")
-    if share and format not in (with_exits := ("safetensors", "compressed")):
+    if format not in (with_exits := ("safetensors", "compressed")):
         raise UserError(f"--exits={share:g} is for --format={' and '.join(with_exits)}, not --format={format}")
 
 
