@@ -148,7 +148,8 @@ def served(model: str) -> Iterator[int]:
             process.terminate()
             process.wait()
         errors.seek(0)
-        raise UserError(f"train.serve {model} does not start: {errors.read().strip()}")
+        reason = (errors.read().splitlines() or ["it ended without a word"])[-1]
+        raise UserError(f"train.serve {model} does not start: {reason}")
 
 
 async def requested(port: int, clients: int, image: bytes) -> Measured:
