@@ -50,11 +50,14 @@ def main(argv: list[str]) -> int:
     def ready() -> None:
         print(f"serving on {server.address(listening)}; ctrl-C ends it", flush=True)
 
-    return server.run(service.application(LOCAL if local else ["*"]), listening, TIMEOUT.value, ready)
+    hosts = [*LOCAL, server.host(listening)] if local else ["*"]
+    return server.run(service.application(hosts), listening, TIMEOUT.value, ready)
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
-    HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to serve on; the default is reached from here alone.")
+    HOST = flags.DEFINE_string(
+        "host", "127.0.0.1", "Address to serve on; the default accepts connections from this machine only."
+    )
     PORT = flags.DEFINE_integer("port", 8000, "Port; 0 takes a free one.", lower_bound=0, upper_bound=65535)
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Checkpoint of a run: last, or best (on its test set).")
     BATCH = flags.DEFINE_integer("batch", 8, "Largest number of images per batch.", lower_bound=1, upper_bound=1024)

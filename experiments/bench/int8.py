@@ -33,17 +33,22 @@ def main() -> None:
     import jax
 
     import models
-    from train.export import quantize
+    from train.export import formats, quantize
     from train.recording import summary
     from train.storage.files import write_atomically, write_json
 
     for case in KINDS.value:
         if case not in models.list_models():
             raise UserError(f"--cases={case}: unknown network; see python -m models")
+        if [len(one.shape) for one in models.create(case).example()] != [4]:
+            raise UserError(f"--cases={case}: must be a network of images")
     console, out, rows = command.console(), Path(OUT.value), []
     for name in KINDS.value:
         with tempfile.TemporaryDirectory() as folder:
-            programs, kernels = network(name, Path(folder))
+            try:
+                programs, kernels = network(name, Path(folder))
+            except formats.Failed as error:
+                raise UserError(f"--cases={name}: {error}") from None
             times = quantize.milliseconds(programs, ROUNDS.value)
             rows += [
                 {

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import io
-import json
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ network take turns, --rounds times. latency.json and latency.md go to --out.
 """
 ALONE = (1, 8)  # batch sizes of the forward pass
 LEAST = 3  # requests per client and turn
-CONTENT = (375, 500)  # height and width of the drawn image, those of a usual one of ImageNet
+CONTENT = (375, 500)  # height and width of the drawn image, typical of ImageNet
 
 
 def main(argv: list[str]) -> None:
@@ -134,21 +134,22 @@ def served(model: str) -> Iterator[int]:
     Raises:
       UserError: it does not start.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "train.serve", model, "--port=0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout and process.stderr
-        address = re.search(r"serving on .*:(\d+); ctrl-C", "".join(process.stdout.readline() for _ in range(2)))
-        if address is None:
-            raise UserError(f"train.serve {model} does not start: {process.stderr.read().strip()}")
-        yield int(address[1])
-    finally:
-        process.terminate()
-        process.wait()
+    arguments = [sys.executable, "-m", "train.serve", model, "--port=0"]
+    with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody reads would stop the process
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            assert process.stdout
+            lines = (re.search(r"serving on .*:(\d+); ctrl-C", line) for line in process.stdout)
+            port = next((int(address[1]) for address in lines if address), None)
+            if port is not None:
+                yield port
+                return
+        finally:
+            process.terminate()
+            process.wait()
+        errors.seek(0)
+        reason = (errors.read().splitlines() or ["it ended without a word"])[-1]
+        raise UserError(f"train.serve {model} does not start: {reason}")
 
 
 async def requested(port: int, clients: int, image: bytes) -> Measured:
@@ -170,7 +171,7 @@ async def requested(port: int, clients: int, image: bytes) -> Measured:
             body = await reader.readexactly(int(size[1]) if size else 0)
             seconds.append(time.perf_counter() - began)
             if not answer.startswith(b"HTTP/1.1 200 "):
-                raise UserError(f"train.serve refuses the image: {json.loads(body)['error']}")
+                raise UserError(f"train.serve refuses the image: {body.decode(errors='replace')[:500].strip()}")
         writer.close()
         return seconds
 
@@ -192,8 +193,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) 
     """Returns the results as a page."""
     return f"""# What serving costs
 
-`python -m experiments.bench.latency`: clients on the server's machine, each of which sends an image of
-{environment["image_bytes"]:,} bytes after the other. The times leave out the first request of each, which all send at
+`python -m experiments.bench.latency`: clients on the server's machine, each of which sends one image of
+{environment["image_bytes"]:,} bytes after another. The times leave out the first request of each, which all send at
 once. All ways of a network took turns. {environment["device"]}, commit {environment["commit"]}, on
 {environment["cores"]} cores.
 

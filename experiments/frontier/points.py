@@ -110,7 +110,8 @@ def export(candidate: Candidate, run: Path, trial: Mapping[str, str], out: Path,
     out.mkdir(parents=True, exist_ok=True)
     folds = write.named_format(how).folds
     facts_file.unlink(missing_ok=True)  # a kill must not leave it beside another network
-    exits = adaptive.entry(network, state, candidate.exits, network.feed.test_batches()) if candidate.exits else {}
+    leaving = portable.replaced(network, state, small)
+    exits = adaptive.entry(*leaving, candidate.exits, network.feed.test_batches()) if candidate.exits else {}
     try:
         card = write.export(network, small, how, folder, {}, folds=folds, images=IMAGES, exits=exits or None, **options)
     except verify.Failed as error:

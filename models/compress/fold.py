@@ -108,7 +108,7 @@ class Folded(NamedTuple):
     pairs: list[Pair]
 
     def apply(self, model: nn.Module) -> Callable[..., Any]:
-        """Returns the network as a function (variables, *inputs), for these or equally shaped variables."""
+        """Returns the network as a function (variables, *inputs, **options), for these or equally shaped variables."""
         removed = {pair.norm for pair in self.pairs}
 
         def without(call, args, kwargs, context):
@@ -119,9 +119,9 @@ class Folded(NamedTuple):
                 y = y + self.shifts[context.module.path].astype(y.dtype)
             return y
 
-        def apply(variables, *inputs):
+        def apply(variables, *inputs, **options):
             with nn.intercept_methods(without):
-                return model.apply(variables, *inputs)
+                return model.apply(variables, *inputs, **options)
 
         return apply
 

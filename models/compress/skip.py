@@ -24,7 +24,7 @@ class Opened(NamedTuple):
     """A network for inference.
 
     Attributes:
-      apply: (variables, *inputs) -> outputs, as `model.apply`, without gradients.
+      apply: (variables, *inputs, **options) -> outputs, as `model.apply`, without gradients.
       variables: The variables that it takes.
       skipping: Share of zero blocks of the kernels whose zero blocks are skipped, by name of the kernel.
     """

@@ -90,7 +90,7 @@ def unpack(packed: TwoFour, shape: tuple[int, ...]) -> np.ndarray:
     pairs = words[..., None] >> (4 * np.arange(_PAIRS, dtype=np.uint16)) & 15
     positions = np.stack([pairs & 3, pairs >> 2], -1).reshape(rows, columns // _GROUP, 2)
     if (positions[..., 0] >= positions[..., 1]).any():
-        raise Damaged("its metadata have positions that do not ascend")
+        raise Damaged("positions in its metadata are not in ascending order")
     fours = np.zeros((rows, columns // _GROUP, _GROUP), np.float32)
     np.put_along_axis(fours, positions.astype(np.int64), values.reshape(rows, -1, 2).astype(np.float32), -1)
     return np.ascontiguousarray(fours.reshape(rows, columns).T).reshape(shape)

@@ -1,9 +1,13 @@
 """experiments.bench.int8: the programs, and rows relative to float32 in the same software."""
 
+import types
+
 import numpy as np
 import pytest
 
 from experiments.bench import int8
+from models.errors import UserError
+from train.export import formats
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +31,19 @@ def test_openvino_computes_the_same(programs):
     for name, share in (("OpenVINO, float32", 1e-4), ("OpenVINO, int8", 0.1)):
         logits = np.asarray(list(calls[name]().values())[1])
         assert np.abs(logits - expected).max() < share * np.abs(expected).max(), name
+
+
+@pytest.mark.parametrize("case", ["transformer_base", "resnet8"])
+def test_networks_that_cannot_be_timed_are_one_line(case, monkeypatch, tmp_path):
+    def failed(*_):
+        raise formats.Failed("jax2onnx cannot convert the network")
+
+    monkeypatch.setattr(int8, "network", failed)
+    monkeypatch.setattr(int8, "OUT", types.SimpleNamespace(value=str(tmp_path)), raising=False)
+    monkeypatch.setattr(int8, "KINDS", types.SimpleNamespace(value=[case]), raising=False)
+    message = "must be a network of images" if case == "transformer_base" else "jax2onnx cannot convert"
+    with pytest.raises(UserError, match=f"--cases={case}: {message}"):
+        int8.main()
 
 
 def test_the_page_says_what_times_are_relative_to_and_which_processor_it_was():

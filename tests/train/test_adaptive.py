@@ -17,6 +17,7 @@ from models.analysis import cost as complexity
 from models.analysis import exit_policy
 from models.errors import UserError
 from models.gated import costs
+from models.layers import conditional
 from models.layers.endpoint import capture
 from tests import tiny
 from tests.tiers import keep_first
@@ -132,6 +133,36 @@ def test_an_export_leaves_where_its_thresholds_say(exits, tmp_path, format):
     np.testing.assert_allclose(opened.run(pixels)[1], logits, atol=1e-5)
 
 
+def test_an_export_skips_what_comes_after_the_exits(exits, tmp_path, monkeypatch):
+    """Counts the branches that are traced for each new size of a batch, and compares with masked results."""
+    write.of_run(*exits, "safetensors", tmp_path / "out", exits=0.8)
+    opened, pixels = loaded.load(tmp_path / "out"), exits[0].images.test.read(np.arange(3))["image"]
+    branches, switch = [], conditional.nn.switch
+    monkeypatch.setattr(
+        conditional.nn, "switch", lambda i, parts, *rest: branches.append(len(parts)) or switch(i, parts, *rest)
+    )
+    for count in (3, 1):
+        opened.run(pixels[:count])
+        assert branches and set(branches) == {count + 1}  # 0, ..., count images are computed
+        branches.clear()
+    assert opened.run(pixels)[1].shape == (3, 10) and not branches  # compiled already
+
+
+def test_thresholds_are_fitted_to_the_network_that_is_written(exits, tmp_path):
+    """Compares with thresholds for rounded weights, whose confidences differ."""
+    run, state = exits
+    card = write.of_run(run, state, "compressed", tmp_path / "out", exits=0.8, share="linear(conv=2, dense=2)")
+    batches = [run.feed.prepare_evaluation(batch) for batch in adaptive.held_out(run)]
+    model, variables = loaded.load(tmp_path / "out").network()
+    real = np.concatenate([np.asarray(batch["mask"]) > 0 for batch in batches])
+    leave = jnp.asarray(card["exits"]["thresholds"], jnp.float32)
+    left = [capture(model, variables, batch["image"], leave=leave)[1]["left"] for batch in batches]
+    shares = np.bincount(np.concatenate(left)[real], minlength=2) / real.sum()
+    np.testing.assert_allclose(shares, card["exits"]["left"], atol=0.01)
+    whole = adaptive.entry(run, state, 0.8)["thresholds"]
+    assert abs(whole[0] - card["exits"]["thresholds"][0]) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -146,8 +177,12 @@ def test_exits_that_cannot_be_exported_are_refused(exits, tmp_path, options, mes
 
 
 def test_a_network_without_exits_is_named(folders, tmp_path):
-    with pytest.raises(UserError, match="--exits=0.5 is for networks with exits, which .* is not"):
-        write.of_run(*restore.load(folders / "gated"), "safetensors", tmp_path / "out", exits=0.5)
+    for kind, name in (("gated", "convnet_aig38"), ("plain", "resnet8")):
+        with pytest.raises(UserError, match=f"{name} has no exits: --exits=0.5 needs a network such as msdnet_cifar"):
+            write.of_run(*restore.load(folders / kind), "safetensors", tmp_path / "out", exits=0.5)
+    for share in (0.0, float("nan")):
+        with pytest.raises(UserError, match=f"--exits={share:g}: must be a share"):
+            write.check_exits("safetensors", share)
 
 
 def test_easy_and_hard_images(gated, exits):

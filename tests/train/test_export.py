@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from tests.golden import drawn
 from tests.networks import SMALL
 from tests.tiers import keep_first
 from train import loop, predict, restore
-from train.export import formats, loaded, verify, write
+from train.export import cards, formats, loaded, push, verify, write
 from train.export import network as export
 from train.run import build_run
 from train.storage import workdir
@@ -361,6 +362,57 @@ def test_other_files_in_the_folder_are_kept(runs, out, tmp_path):
     with pytest.raises(UserError, match="has files that are not part of an exported network"):
         write.check("safetensors", folder, [])
     assert (folder / "notes.txt").read_text() == "mine"
+    link, own = tmp_path / "link", tmp_path / "own"
+    link.symlink_to(out / "safetensors")
+    own.mkdir()
+    write.check("safetensors", own, [])  # empty
+    for name in ("config.json", "README.md", "model.safetensors"):
+        (own / name).write_text("of another library")
+    for path in (link, own, own / "README.md"):
+        with pytest.raises(UserError, match="is a link" if path == link else "has files that are not part"):
+            write.check("safetensors", path, [])
+    (own / "card.json").mkdir()
+    with pytest.raises(UserError, match="has files that are not part"):
+        write.check("safetensors", own, [])
+
+
+def test_an_earlier_export_is_replaced_by_a_whole_one_or_stays(runs, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    run, state, network, path, _ = exported(runs / "whole", folder)
+    write.export(run, network, "safetensors", folder, {}, images=8)
+    assert not path.exists() and loaded.load(folder).card["format"] == "safetensors"
+    assert list(tmp_path.iterdir()) == [folder]
+    verified = verify.verify
+
+    def slow(*arguments):  # meanwhile, the user writes into the folder
+        (folder / "notes.txt").write_text("mine")
+        return verified(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "verify", slow)
+        with pytest.raises(UserError, match="has files that are not part"):
+            write.export(run, network, "compressed", folder, {}, images=8)
+    assert (folder / "notes.txt").read_text() == "mine" and loaded.load(folder).card["format"] == "safetensors"
+    (folder / "notes.txt").unlink()
+
+    replace = Path.replace
+
+    def interrupted(path, target):  # between the two renames
+        if path.is_dir():
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write.export(run, network, "compressed", folder, {}, images=8)
+    (old,) = tmp_path.glob(".out.old-*/old")
+    assert loaded.load(old).card["format"] == "safetensors"
+
+
+PREPROCESSING = {
+    "crop": "none", "size": 8, "channels": 1, "eval_crop": 1, "shape": [8, 8, 1], "mean": [0], "std": [1],
+    "exif": "apply",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -370,6 +422,11 @@ def test_other_files_in_the_folder_are_kept(runs, out, tmp_path):
         ({"preprocessing": {"crop": "none"}}, "preprocessing: 'size' is a required property"),
         ({"format": "torch"}, "'torch' is a required property"),
         ({"file": "../card.json"}, "file: '../card.json' does not match"),
+        ({"probabilities": "soft"}, "probabilities: 'soft' is not one of"),
+        ({"inputs": [1]}, "inputs: .1. is too short"),
+        ({"preprocessing": PREPROCESSING | {"shape": [8, 8]}}, "preprocessing.shape: .8, 8. is too short"),
+        ({"preprocessing": PREPROCESSING | {"crop": "some"}}, "preprocessing.crop: 'some' is not one of"),
+        ({"format": "semi_structured", "packed": {"a": [8]}}, "packed.a: .8. is too short"),
         ({"labels": ["x"] * 10}, "card.json is not what was exported: its checksum differs"),
     ],
 )
@@ -378,6 +435,15 @@ def test_edited_cards_are_refused(out, tmp_path, change, message):
     card = json.loads((folder / "card.json").read_text())
     (folder / "card.json").write_text(json.dumps({**card, **change}))
     with pytest.raises(UserError, match=message):
+        loaded.load(folder)
+
+
+def test_thresholds_of_a_network_without_exits_are_refused(out, tmp_path):
+    folder = shutil.copytree(out / "safetensors", tmp_path / "out")
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").unlink()
+    cards.write(folder, {**card, "exits": {"thresholds": [0.5]}})
+    with pytest.raises(UserError, match=r"card.json has thresholds of exits, which resnet8 does not have"):
         loaded.load(folder)
 
 
@@ -501,6 +567,12 @@ def test_mistakes(flags, message):
     done = command(*flags)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_hub_gets_no_network_that_leaves_at_exits():
+    assert push.repository("hf:me/x", "safetensors") == "me/x"
+    with pytest.raises(UserError, match="--to=hf:me/x: config.json has no thresholds; leave out --to or --exits=0.5"):
+        push.repository("hf:me/x", "safetensors", 0.5)
 
 
 def test_options_that_a_format_would_ignore_are_refused(tmp_path):

@@ -1,7 +1,9 @@
 """int8 exports: onnx's reference evaluator agrees with onnxruntime, and accuracy decides what stays in float32."""
 
+import copy
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,9 +12,10 @@ from models.errors import UserError
 from models.layers.int8 import LEAVES
 from tests import tiny
 from tests.golden import drawn
-from train import predict, restore
+from tests.train.tasks.test_adaptive import RUNS, TEXTS, config
+from train import loop, predict, restore
 from train.export import __main__ as command
-from train.export import formats, loaded, onnx_int8, quantize, trained_int8, write
+from train.export import formats, loaded, onnx_graph, onnx_int8, quantize, trained_int8, write
 from train.export import network as export
 
 onnx = pytest.importorskip("onnx")
@@ -223,5 +226,33 @@ def test_a_network_trained_with_int8_layers_needs_no_calibration(tmp_path):
         write.check_libraries("torch", network, "", "python")
     nothing = {"head": dict.fromkeys(LEAVES[:2], np.float32(0))}
     empty = network._replace(variables={**network.variables, "ranges": nothing})
-    with pytest.raises(UserError, match="the int8 layer head has no range yet: train the run for at least one step"):
+    with pytest.raises(UserError, match="the int8 layers have no ranges yet: train the run for at least one step"):
         trained_int8.plain(empty)
+    # An input that was always 0
+    ranges = copy.deepcopy(jax.tree.map(np.asarray, network.variables["ranges"]))
+    ranges["stage2"]["block0"]["conv2"] |= dict.fromkeys(LEAVES[:2], np.float32(0))
+    silent = network._replace(variables={**network.variables, "ranges": ranges})
+    entry = write.export(opened, silent, "onnx", tmp_path / "silent", {}, quantize="int8", images=20)["quantized"]
+    assert entry["float32_layers"] == ["stage2/block0/conv2"] and entry["int8_layers"] == 7
+
+
+def test_int8_layers_of_a_network_with_exits_keep_their_names(tmp_path):
+    """Checks an export without the layers of early exits, on which its logits do not depend."""
+    int8 = {"model__conv": "int8", "model__dense": "int8", "duration": "6 steps"}
+    loop.train(config(RUNS["multi_exit"], TEXTS["multi_exit"], **int8), tmp_path / "run")
+    opened, state = restore.load_network(tmp_path / "run")
+    card = write.of_run(opened, state, "onnx", tmp_path / "out", quantize="int8", lose=100, images=20)
+    graph = onnx_graph.Graph(onnx.load(tmp_path / "out" / "model.onnx"))
+    layers = [node.name for node in graph.model.graph.node if node.op_type in onnx_graph.LAYERS]
+    assert layers[0] == "stem_conv" and layers[-1] == "head" and not any("exit" in name for name in layers)
+    assert card["quantized"]["int8_layers"] == len(layers) and not card["quantized"]["float32_layers"]
+
+
+def test_a_program_without_ranges_has_nothing_to_quantize(out, tmp_path):
+    path, pixels = out / "float32" / "model.onnx", [np.zeros((1, 8, 8, 1), np.uint8)]
+    with pytest.raises(UserError, match="no layer of the network has a known range"):
+        onnx_int8.prepare(path, "int8", pixels, lambda model: {})
+    for method in ("int8", "dynamic"):  # all layers in float32
+        graph = onnx_int8.prepare(path, method, pixels)
+        onnx_int8.write(graph, list(graph.layers), tmp_path / "x.onnx")
+        assert not onnx_int8.kernels(tmp_path / "x.onnx")

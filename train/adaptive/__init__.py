@@ -164,8 +164,11 @@ def entry(network: "Network", state: TrainState, share: float, fitted: Batches |
     Raises:
       UserError: the network has no exits, the first one takes more, or no images were held out.
     """
-    if kind(network) != "exits":
-        raise UserError(f"--exits={share:g} is for networks with exits, which {network.config['model']['name']} is not")
+    if not isinstance(network.task, MultiExit):
+        has = "was not trained by task.name=multi_exit" if hasattr(network.model, "num_exits") else "has no exits"
+        raise UserError(
+            f"{network.config['model']['name']} {has}: --exits={share:g} needs a network such as msdnet_cifar_anytime"
+        )
     costs = exit_costs(network.task.model, _images(network).image_shape)
     if share * costs[-1] < costs[0]:
         raise UserError(f"--exits={share:g}: the first exit alone takes {costs[0] / costs[-1]:.3g} of the mult-adds")

@@ -36,6 +36,7 @@ _NUMBERS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes with mor
 _ORIENTATION = 0x0112  # tag of EXIF
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # their values
+_ROWS = 64  # that are converted at a time
 _Turn = Image.Transpose
 # By EXIF orientation: how to turn the stored picture, and whether that swaps the axes, mirrors x, mirrors y
 _TURNS = {
@@ -281,7 +282,9 @@ def _scaled(image: Image.Image) -> Image.Image:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= top):  # so written that it refuses NaN, too
         raise ValueError(f"its {kind} values reach from {low:g} to {high:g}; allowed: 0 to {top}")
-    scaled = np.rint(values.astype(np.float32 if top < 2**16 else np.float64) * (255 / top)).astype(np.uint8)
+    scaled, kind_of = np.empty(values.shape, np.uint8), np.float32 if top < 2**16 else np.float64
+    for row in range(0, len(values), _ROWS):  # a copy of the whole picture would take eight bytes per pixel
+        scaled[row : row + _ROWS] = np.rint(values[row : row + _ROWS].astype(kind_of) * (255 / top))
     if high > 0 and not scaled.any():
         raise ValueError(f"its {kind} values reach only {high:g} of {top}, so all of it would be black: rescale them")
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:

@@ -81,8 +81,9 @@ def export(out: str) -> int:
     for_torch = {flag.name: str(flag.value) for flag in (LAYOUT, TORCH_PYTHON) if flag.present}
     write.check(FORMAT.value, out, folds, for_torch)
     quantize.check(QUANTIZE.value, FORMAT.value, LOSE.value if LOSE.present or QUANTIZE.value else None)
-    write.check_exits(FORMAT.value, EXITS.value)
-    repository = push.repository(TO.value, FORMAT.value) if TO.value else ""
+    if EXITS.present:
+        write.check_exits(FORMAT.value, EXITS.value)
+    repository = push.repository(TO.value, FORMAT.value, EXITS.value) if TO.value else ""
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     try:
         card = write.of_run(

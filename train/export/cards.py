@@ -13,6 +13,7 @@ from models import weights
 from models.compress import file, two_four
 from models.errors import UserError
 from models.weights.foreign import Damaged
+from train.data.decode import CROPS
 from train.storage.files import read_json, sha256, write_json
 
 NAME = "card.json"
@@ -25,6 +26,12 @@ def _object(kinds: Mapping[str, Mapping[str, Any]], **optional: Mapping[str, Any
 _TEXT, _NUMBER, _SIZE = {"type": "string"}, {"type": "number"}, {"type": "integer", "minimum": 0}
 _TEXTS, _NUMBERS = {"type": "array", "items": _TEXT}, {"type": "array", "items": _NUMBER}
 _SIZES = {"type": "array", "items": _SIZE}
+
+
+def _shape(least: int, most: int) -> dict[str, Any]:
+    return {**_SIZES, "minItems": least, "maxItems": most}
+
+
 SCHEMA = {
     **_object(
         {
@@ -32,17 +39,17 @@ SCHEMA = {
             "file": {"type": "string", "pattern": r"^[^/\\]+$"},
             "architecture": _TEXT,
             "fields": {"type": "object"},
-            "inputs": _SIZES,
+            "inputs": _shape(4, 4),
             "labels": _TEXTS,
-            "probabilities": _TEXT,
+            "probabilities": {"enum": ["softmax", "sigmoid"]},
             "folded": _TEXTS,
             "preprocessing": _object(
                 {
-                    "crop": _TEXT,
+                    "crop": {"enum": list(CROPS)},
                     "size": _SIZE,
                     "channels": _SIZE,
                     "eval_crop": _NUMBER,
-                    "shape": _SIZES,
+                    "shape": _shape(3, 3),
                     "mean": _NUMBERS,
                     "std": _NUMBERS,
                     "exif": {"enum": ["apply", "ignore"]},
@@ -59,7 +66,7 @@ SCHEMA = {
         {"if": {"properties": {"format": {"const": "torch"}}}, "then": _object({"torch": _object({"library": _TEXT})})},
         {
             "if": {"properties": {"format": {"const": "semi_structured"}}},
-            "then": _object({"packed": {"type": "object", "additionalProperties": _SIZES}}),
+            "then": _object({"packed": {"type": "object", "additionalProperties": _shape(2, 4)}}),
         },
     ],
 }

@@ -3,6 +3,7 @@
 opened(pixels uint8 [N, H, W, C]) -> probabilities, logits: float32 [N, num_classes], NumPy arrays
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -18,13 +19,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
 import models
 from models import weights
 from models.compress import file, skip, two_four
 from models.errors import UserError
 from models.kernels.tracing import lowering
-from models.layers import endpoint
+from models.layers import conditional, endpoint
 from models.weights import preprocessing
 from train.export import cards, graph, onnx_graph
 from train.export.network import PortableNetwork
@@ -69,7 +71,7 @@ class Format(NamedTuple):
 def of_variables(model: nn.Module, variables: Mapping[str, Any], card: Mapping[str, Any]) -> Opened:
     """Returns a flax module as a function of pixels; on a CPU, it skips the zero blocks of pruned kernels.
 
-    With the entry "exits" of the card, each image leaves where the thresholds say.
+    With the entry "exits" of the card, each image leaves where the thresholds say, and later parts are not computed.
     """
     opened = skip.opened(model, variables, *models.abstract(card["inputs"]))
     exits = {"leave": np.asarray(card["exits"]["thresholds"], np.float32)} if "exits" in card else {}
@@ -77,7 +79,9 @@ def of_variables(model: nn.Module, variables: Mapping[str, Any], card: Mapping[s
 
     @jax.jit
     def compute(variables, pixels):
-        logits = cast("jax.Array", opened.apply(variables, graph.normalized(pixels, card["preprocessing"]), **exits))
+        images = graph.normalized(pixels, card["preprocessing"])
+        with conditional.skipping() if exits else contextlib.nullcontext():
+            logits = cast("jax.Array", opened.apply(variables, images, **exits))
         return graph.to_probabilities(logits, card["probabilities"]), logits
 
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +123,10 @@ def _write_semi_structured(network: PortableNetwork, card: Card, path: Path) -> 
 
 
 def _open_weights(folder: Path, card: Card) -> Opened:
-    return of_variables(*cards.network(folder, card), card)
+    model, variables = cards.network(folder, card)
+    if "exits" in card and not getattr(model, "num_exits", 0):
+        raise UserError(f"{folder / cards.NAME} has thresholds of exits, which {card['architecture']} does not have")
+    return of_variables(model, variables, card)
 
 
 # -- PyTorch -------------------------------------------------------------------------------------------------------
@@ -213,9 +220,11 @@ def _simplify(network: PortableNetwork, path: Path) -> None:
         return
     import onnx
 
-    model, inputs = network.create(), models.abstract(network.inputs)
-    kernels = weights.flatten(network.variables)
-    names = [name for name in endpoint.order(model, network.variables, *inputs) if f"{name}/kernel" in kernels]
+    model, tree = network.create(), (network.variables, *models.abstract(network.inputs))
+    program = jax.make_jaxpr(model.apply)(*tree).jaxpr
+    used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]  # not early exits, which ONNX lacks
+    kernels = weights.flatten(jax.tree.unflatten(jax.tree.structure(tree), used)[0])
+    names = [name for name in endpoint.order(model, *tree) if kernels.get(f"{name}/kernel")]
     properties = {one.key: one.value for one in onnx.load(path).metadata_props}
     simplified = onnx_graph.simplified(path, names)
     onnx.helper.set_model_props(simplified, properties)

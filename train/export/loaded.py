@@ -61,9 +61,18 @@ class Loaded(NamedTuple):
         return background.matched(pixels, self.card["preprocessing"].get("background", ""))
 
     def ranked(self, probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
-        """Returns (label, probability) of the `top` most probable classes of one image, most probable first."""
+        """Returns (label, probability) of the `top` most probable classes of one image, most probable first.
+
+        Raises:
+          UserError: a probability is not a number, or the card names another number of classes.
+        """
+        labels = self.card["labels"]
+        if len(labels) != len(probabilities):
+            raise UserError(f"the card names {len(labels)} classes, but the network has {len(probabilities)}")
+        if not np.isfinite(probabilities).all():
+            raise UserError("the network's probabilities are not numbers (NaN): its training has diverged")
         best = np.argsort(-probabilities, kind="stable")[:top]
-        return [(self.card["labels"][i], float(probabilities[i])) for i in best]
+        return [(labels[i], float(probabilities[i])) for i in best]
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -1,23 +1,20 @@
 """The network that a run has trained, with the weights that it computes with."""
 
 import copy
-import functools
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 from flax import traverse_util
 
 import models
-import train.evaluate
 from models.compress import shrink, two_four
 from models.errors import UserError
 from models.layers import low_bit
-from train import step
 from train.data.image_feed import as_images
 from train.optim import pruning, weight_sharing
 from train.run import Network
 from train.state import TrainState
-from train.tasks.base import Task
 
 
 class PortableNetwork(NamedTuple):
@@ -86,19 +83,18 @@ def halved(network: PortableNetwork) -> PortableNetwork:
     return network._replace(variables={**network.variables, "params": traverse_util.unflatten_dict(params, sep="/")})
 
 
+def replaced(run: Network, state: TrainState, network: PortableNetwork) -> tuple[Network, TrainState]:
+    """Returns a run and its state with another network in the place of the run's own, for evaluation."""
+    variables, model = dict(network.variables), network.create()
+    state = state.replace(params=variables.pop("params"), model_state=variables, ema={}, opt_state={})
+    if model == run.model:
+        return run, state
+    task = copy.copy(run.task)
+    task.model = model
+    return dataclasses.replace(run, task=task), state
+
+
 def evaluate(run: Network, state: TrainState, network: PortableNetwork) -> dict[str, Any]:
     """Evaluates a network on the test set of a run, and returns the metrics of the run's own evaluation."""
-    variables, call = dict(network.variables), run.evaluation_call
-    if network.create() != run.model:
-        call = run.parallel.lift_evaluation(
-            functools.partial(step.evaluation_call, prepare=run.feed.prepare_evaluation, task=_task(run, network))
-        )
-    state = state.replace(params=variables.pop("params"), model_state=variables, ema={}, opt_state={})
-    return train.evaluate.evaluate(call, run.parallel.place(state), run.feed.evaluation_calls(), run.feed.test_weight)
-
-
-def _task(run: Network, network: PortableNetwork) -> Task:
-    """Returns the run's task for another network."""
-    task = copy.copy(run.task)
-    task.model = network.create()
-    return task
+    run, state = replaced(run, state, network)
+    return run.evaluate(run.parallel.place(state))

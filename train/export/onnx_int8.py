@@ -88,6 +88,8 @@ def prepare(
     outputs = {node.name: node.output[0] if node.op_type == "Conv" else node.input[0] for node in nodes}
     without = [node.name for node in nodes if not {node.input[0], outputs[node.name]} <= ranges.keys()]
     layers = {name: count for name, count in layers.items() if name not in without}
+    if not layers:
+        raise UserError(f"--quantize={method} has nothing to quantize: no layer of the network has a known range")
     return Int8(model, method, layers, ranges, tuple(without))
 
 
@@ -143,6 +145,9 @@ def write(network: Int8, floats: Sequence[str], path: Path) -> None:
     from onnxruntime import quantization
 
     int8 = [name for name in network.layers if name not in floats]
+    if not int8:  # for which onnxruntime takes all layers
+        onnx.save_model(network.model, path)
+        return
     with _quiet():
         if network.method == "dynamic":
             quantization.quantize_dynamic(

@@ -20,17 +20,19 @@ _NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)", re.ASCII)
 FORMATS = ("safetensors", "torch")  # whose file is called model.safetensors, as the hub's users expect
 
 
-def repository(to: str, format: str) -> str:
+def repository(to: str, format: str, exits: float = 0.0) -> str:
     """Returns "user/name" of --to=hf:user/name.
 
     Raises:
-      UserError: The text has another form, or the format is not one of FORMATS.
+      UserError: The text has another form, the format is not one of FORMATS, or images are to leave at exits.
     """
     match = _NAME.fullmatch(to)
     if not match:
         raise UserError(f"--to={to}: must be hf:USER/NAME")
     if format not in FORMATS:
         raise UserError(f"--to={to} needs --format={' or '.join(FORMATS)}, not {format}")
+    if exits:
+        raise UserError(f"--to={to}: config.json has no thresholds; leave out --to or --exits={exits:g}")
     return match[1]
 
 

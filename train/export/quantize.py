@@ -274,7 +274,7 @@ def lines(entry: Mapping[str, Any], headline: str) -> list[str]:
         f"{headline} of {held_out}: {accuracy['float32']:.2%} in float32, {accuracy['int8']:.2%} in int8; lost "
         f"{100 * (accuracy['float32'] - accuracy['int8']):.2f} of at most {entry['lose']:g} points"
         if accuracy["int8"] is not None
-        else f"the run has no training images, so no lost {headline} was measured",
+        else f"the run has no training images, so the loss of {headline} was not measured",
         f"one image: int8 {ms['int8']:.2f} ms, float32 {ms['float32']:.2f} ms, both by onnxruntime; ours "
         f"{ms['ours']:.2f} ms; {ms['float32'] / ms['int8']:.2f} times faster, "
         f"{size['float32'] / size['int8']:.2f} times smaller than float32",

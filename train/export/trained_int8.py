@@ -21,10 +21,11 @@ def is_trained(network: PortableNetwork) -> bool:
 def plain(network: PortableNetwork) -> tuple[PortableNetwork, Trained]:
     """Returns a network with ordinary layers in the place of int8 layers, and the ranges of these.
 
-    Its weights are those that the int8 layers compute with.
+    Its weights are those that the int8 layers compute with. A layer whose input was always 0 has no range; it is not
+    among the ranges, and stays in float32.
 
     Raises:
-      UserError: the ranges are empty, since no step was trained.
+      UserError: all ranges are empty, since no step was trained.
     """
     trained: Trained = {}
 
@@ -36,9 +37,9 @@ def plain(network: PortableNetwork) -> tuple[PortableNetwork, Trained]:
                 walk(value, (*path, name))
 
     walk(network.variables[RANGES], ())
-    for path, arrays in trained.items():
-        if arrays["input_low"] == arrays["input_high"]:
-            raise UserError(f"the int8 layer {path} has no range yet: train the run for at least one step")
+    trained = {path: arrays for path, arrays in trained.items() if arrays["input_low"] != arrays["input_high"]}
+    if not trained:
+        raise UserError("the int8 layers have no ranges yet: train the run for at least one step")
     fields = {name: "standard" if value == "int8" else value for name, value in network.fields.items()}
     variables = {name: value for name, value in network.variables.items() if name != RANGES}
     return network._replace(fields=fields, variables=variables), trained

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -109,15 +110,17 @@ def of_run(
     """
     folds = named_format(format).folds if folds is None else folds
     check(format, out, folds)
-    check_exits(format, exits)
+    if exits:
+        check_exits(format, exits)
     portable = network.network(run, state)
     check_libraries(format, portable, options.get("layout", ""), options.get("python", sys.executable))
-    leaving = adaptive.entry(run, state, exits) if exits else None
-    metrics = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
     if share:
         portable = network.shared(portable, share)
     if format == "semi_structured":
         portable = network.halved(portable)
+    # The thresholds are those of the network that is written
+    leaving = adaptive.entry(*network.replaced(run, state, portable), exits) if exits else None
+    metrics = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
     return export(run, portable, format, out, metrics, folds=folds, exits=leaving, **options)
 
 
@@ -183,9 +186,7 @@ def export(
             )
         card["verified"] = verify.verify(run, network, partial, card, images, python)
         card = cards.write(partial, card)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.replace(out)
+        _put(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return card
@@ -214,18 +215,40 @@ def named_format(format: str) -> formats.Format:
     return formats.FORMATS[format]
 
 
+def _put(partial: Path, out: Path) -> None:
+    """Puts a finished export in the place of an earlier one; a kill leaves at least one of the two."""
+    _check_replaceable(out)  # again: the export took its time
+    if not out.exists():
+        partial.replace(out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.absolute().name}.old-", dir=out.absolute().parent))
+    out.rename(aside / "old")
+    partial.replace(out)
+    shutil.rmtree(aside)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raises UserError unless a folder is missing, empty, or an exported network without any other file."""
+    if out.is_symlink():
+        raise UserError(f"--out={out} is a link, which an export does not replace: name its target")
+    if not out.exists():
+        return
+    files = list(out.iterdir()) if out.is_dir() else [out]
+    if files and not (cards.is_in(out) and all(map(_ours, files))):
+        raise UserError(f"--out={out} has files that are not part of an exported network: choose another folder")
+
+
 def _ours(path: Path) -> bool:
     """Returns True for a file that an export writes; a folder with any other file is never deleted."""
-    return path.name in (cards.NAME, push.CONFIG, push.README) or path.name.removesuffix(".data") in {
-        how.file for how in formats.FORMATS.values()
-    }
+    names = {cards.NAME, push.CONFIG, push.README, *(how.file for how in formats.FORMATS.values())}
+    return path.name.removesuffix(".data") in names and path.is_file() and not path.is_symlink()
 
 
 def check_exits(format: str, share: float) -> None:
-    """Checks the mult-adds that exits may take, a share of all (0 without exits), without the run; raises UserError."""
-    if not 0 <= share <= 1:
+    """Checks the mult-adds that exits may take, as a share of all, without the run; raises UserError."""
+    if not 0 < share <= 1:
         raise UserError(f"--exits={share:g}: must be a share of the whole network's mult-adds, above 0 and at most 1")
-    if share and format not in (with_exits := ("safetensors", "compressed")):
+    if format not in (with_exits := ("safetensors", "compressed")):
         raise UserError(f"--exits={share:g} is for --format={' and '.join(with_exits)}, not --format={format}")
 
 
@@ -250,8 +273,7 @@ def check(format: str, out: str | Path, folds: Collection[str], for_torch: Mappi
                 f"--fold={fold}: the format {format} holds weights, in which nothing is folded; onnx and "
                 "stablehlo hold programs"
             )
-    if out.exists() and (not out.is_dir() or not all(map(_ours, out.iterdir()))):
-        raise UserError(f"--out={out} has files that are not part of an exported network: choose another folder")
+    _check_replaceable(out)
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UserError(f"--out={out}: {above} is not a folder")

@@ -9,16 +9,16 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.errors import UserError, choice_error
 from models.kernels import runtime
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).with_name("page.html")
 TOP = 5  # classes per answer
+DECODERS = 4  # pictures that are decoded or drawn at a time, which bounds their memory
 PARAMETERS = ("top", "explain")
 BEST = "top1"  # of the parameter explain: the most probable class
 HEADERS = {
@@ -62,7 +63,7 @@ class Service:
         self._network, self._limits = network, limits
         self._batcher = Batcher(network.run, network.shape, batch, wait)
         self._uploads = Uploads(limits)
-        self._decoders = ThreadPoolExecutor(runtime.cores(), "decode")
+        self._decoders = ThreadPoolExecutor(min(runtime.cores(), DECODERS), "decode")
         self._batcher.warm_up()
         self._evidence = Evidence(network)
         self._page, self._policy = _page()
@@ -75,9 +76,8 @@ class Service:
                 Route("/about", self._about, methods=["GET"]),
                 Route("/predict", self._predict, methods=["POST"]),
             ],
-            # A page elsewhere whose name is made to resolve to this machine names another host (DNS rebinding)
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
-            exception_handlers={Refused: _refusal, HTTPException: _refusal},
+            middleware=[Middleware(_Hosts, names=hosts)],
+            exception_handlers={Refused: _refusal, HTTPException: _refusal, Exception: _refusal},
             lifespan=self._working,
         )
 
@@ -115,7 +115,7 @@ class Service:
                 with self._batcher.expecting():
                     pixels, inverted = await self._decoded(stored)
                 computed = await self._batcher.submit(pixels)
-                answer = predict.as_json(self._network.ranked(computed.probabilities, top), inverted)
+                answer = predict.as_json(self._ranked(computed.probabilities, top), inverted)
                 answer["batch"] = computed.batch
                 answer["milliseconds"] = round(1e3 * (time.perf_counter() - began), 2)
                 if explained is not None:
@@ -147,6 +147,12 @@ class Service:
         if label not in labels:
             raise Refused(400, str(choice_error("explain", label, (BEST, *labels))))
         return labels.index(label)
+
+    def _ranked(self, probabilities: Any, top: int) -> list[tuple[str, float]]:
+        try:
+            return self._network.ranked(probabilities, top)
+        except UserError as error:
+            raise Refused(500, str(error)) from None
 
     async def _decoded(self, stored: bytes) -> tuple[Any, bool]:
         """Returns the pixels that the network sees, and whether they were inverted; raises Refused for no image."""
@@ -191,14 +197,35 @@ class _Unread(JSONResponse):
         await send({"type": "http.response.body", "body": b""})
 
 
+class _Hosts:
+    """Refuses requests to other names of the host than these; "*" stands for any.
+
+    A page elsewhere whose name is made to resolve to this machine names another host (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, names: list[str]):
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and "*" not in self._names:
+            name = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
+            if name not in self._names:
+                text = f"this server does not answer to that name of the host; allowed: {', '.join(self._names)}"
+                app = _Unread({"error": text}, 400, {**HEADERS, "Connection": "close"})
+        await app(scope, receive, send)
+
+
 async def _refusal(request: Request, error: Exception) -> Response:
-    """Returns the answer to a request that is refused."""
+    """Returns the answer to a request that is refused, or for which the network fails."""
     headers = dict(HEADERS)
     if isinstance(error, HTTPException):  # by Starlette: no such address, or not this method
         status, text = error.status_code, error.detail
         headers |= error.headers or {}
+    elif isinstance(error, Refused):
+        status, text = error.status, str(error)
     else:
-        status, text = cast(Refused, error).status, str(error)
+        status, text = 500, "the server failed; its output says why"
     if status == 503:
         headers["Retry-After"] = RETRY_AFTER
     if getattr(request.state, "arrived", False):

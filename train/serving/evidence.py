@@ -30,6 +30,9 @@ class Evidence:
 
     def __init__(self, network: "Loaded"):
         self._network, self.missing = network, ""
+        if "exits" in network.card:  # and the maps would be those of the last one
+            self.missing = "images leave this network at several exits"
+            return
         try:
             self._model, variables = network.network()
             self._variables = jax.device_put(variables)

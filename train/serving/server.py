@@ -46,8 +46,13 @@ def is_loopback(listening: socket.socket) -> bool:
 
 def address(listening: socket.socket) -> str:
     """Returns the address of the page."""
-    host, port = listening.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"http://{host(listening)}:{listening.getsockname()[1]}"
+
+
+def host(listening: socket.socket) -> str:
+    """Returns the host in that address."""
+    name = listening.getsockname()[0]
+    return f"[{name}]" if ":" in name else name
 
 
 def run(application: Any, listening: socket.socket, seconds: float, ready: Callable[[], None] = lambda: None) -> int:

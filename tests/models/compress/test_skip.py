@@ -1,5 +1,8 @@
 """Tests of models/compress/skip.py: which kernels are opened by their nonzero blocks, and nothing else."""
 
+import contextlib
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +12,9 @@ import models
 from models.compress import skip
 from models.kernels import blocks, native
 from models.kernels.tracing import lowering
+from models.layers import conditional
+from models.layers.endpoint import capture
+from models.layers.exit_router import confidence
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
 
@@ -49,6 +55,22 @@ def test_the_logits_are_those_of_the_whole_kernels(name, fields, count):
     with lowering("plain"):  # the whole kernels, folded
         plain = jax.jit(lambda v, x: opened.apply(v, x))(opened.variables, images)
     np.testing.assert_allclose(plain, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_images_leave_a_network_with_zero_blocks_at_its_exits():
+    model, variables, images = _network("early_exit_resnet62", 0.75, width=16, stage_sizes=(1, 1, 1), exits=(1, 2))
+    images = np.concatenate([images, 3 * images])
+    masked, endpoints = capture(model, variables, images)
+    sure = [np.sort(confidence(endpoints[name])) for name in ("exit1", "exit2")]
+    leave = np.array([(one[2] + one[3]) / 2 for one in sure], np.float32)
+    expected, endpoints = capture(model, variables, images, leave=leave)
+    assert len(set(np.asarray(endpoints["left"]).tolist())) > 1 and np.abs(expected - masked).max() > 0.01
+    opened = skip.opened(model, variables, images)
+    assert opened.skipping
+    for context in (contextlib.nullcontext(), conditional.skipping()):
+        with context:
+            logits = jax.jit(functools.partial(opened.apply, leave=leave))(opened.variables, images)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_the_kernel_gets_only_nonzero_blocks():

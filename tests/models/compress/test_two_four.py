@@ -42,7 +42,7 @@ def test_files_hold_packed_and_other_arrays():
     with pytest.raises(Damaged, match=r"a/kernel: values \[64, 288\] are not half of a kernel \[3, 3, 64, 32\]"):
         two_four.load(packed, {"a/kernel": (3, 3, 64, 32)})
     packed["a/kernel.metadata"] = 0 * packed["a/kernel.metadata"]
-    with pytest.raises(Damaged, match="a/kernel: its metadata have positions that do not ascend"):
+    with pytest.raises(Damaged, match="a/kernel: positions in its metadata are not in ascending order"):
         two_four.load(packed, shapes)
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import struct
+import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -225,8 +226,44 @@ def test_a_network_that_fails_does_not_end_the_server(start, network):
     client = start(network._replace(run=run))
     failing.append(RuntimeError("out of memory"))
     answer = client.post("/predict", content=DIGIT)
-    assert answer.status_code == 500 and "memory" not in answer.text
+    assert answer.status_code == 500 and answer.json() == {"error": "the server failed; its output says why"}
     assert client.post("/predict", content=DIGIT).status_code == 200
+
+
+def test_a_diverged_network_is_named(start, network, tmp_path):
+    def run(pixels):
+        probabilities, logits = network.run(pixels)
+        return probabilities * np.nan, logits
+
+    diverged = network._replace(run=run)
+    answer = start(diverged).post("/predict", content=DIGIT)
+    assert answer.status_code == 500 and "(NaN): its training has diverged" in answer.json()["error"]
+    (tmp_path / "a.png").write_bytes(DIGIT)
+    with pytest.raises(UserError, match="probabilities are not numbers"):
+        predict.predict(diverged, [str(tmp_path / "a.png")], 3)
+    few = network._replace(card={**network.card, "labels": ["0"]})
+    with pytest.raises(UserError, match="the card names 1 classes, but the network has 10"):
+        predict.predict(few, [str(tmp_path / "a.png")], 3)
+
+
+def test_few_pictures_are_decoded_at_a_time(start, network, monkeypatch):
+    monkeypatch.setattr("models.kernels.runtime.cores", lambda: 64)
+    now, most, lock = [0], [0], threading.Lock()
+
+    class Slow(type(network)):
+        def prepared(self, *arguments):
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            time.sleep(0.1)
+            with lock:
+                now[0] -= 1
+            return super().prepared(*arguments)
+
+    client = start(Slow(*network))
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: client.post("/predict", content=DIGIT).status_code, range(16)))
+    assert set(answers) == {200} and 1 < most[0] <= 4
 
 
 # -- evidence ------------------------------------------------------------------------------------------------------
@@ -238,7 +275,7 @@ def test_evidence_is_grad_cam_of_the_class_over_what_the_network_sees(start, net
     Image.fromarray(pictures.COLOR).save(file, "PNG")  # 64 x 48
     about = client.get("/about").json()
     assert about["evidence"] and about["shape"] == [8, 8, 1] and about["architecture"] == "resnet8"
-    probabilities = trained.predict(pictures.COLOR)[0]
+    probabilities, compared = trained.predict(pictures.COLOR)[0], 0
     for explain in ("top1", "7"):
         answer = client.post("/predict", params={"explain": explain}, content=file.getvalue()).json()
         label = trained.classes[probabilities.argmax()] if explain == "top1" else explain
@@ -255,6 +292,8 @@ def test_evidence_is_grad_cam_of_the_class_over_what_the_network_sees(start, net
         warm = yellow.reshape(8, 30, 8, 40).mean((1, 3))
         if heat.max() > 0:
             assert np.corrcoef(warm.ravel(), heat.ravel())[0, 1] > 0.8
+            compared += 1
+    assert compared
 
 
 def test_a_very_long_picture_has_evidence(start, network):
@@ -270,6 +309,12 @@ def test_a_program_has_no_evidence_and_says_so(start, folders):
     assert not about["evidence"] and "holds a program (stablehlo)" in about["no_evidence"]
     answer = client.post("/predict?explain=top1", content=DIGIT)
     assert answer.status_code == 400 and "holds a program" in answer.json()["error"]
+
+
+def test_images_that_leave_at_several_exits_have_no_evidence(start, network):
+    client = start(network._replace(card={**network.card, "exits": {"thresholds": [0.5]}}))
+    assert client.get("/about").json()["no_evidence"] == "images leave this network at several exits"
+    assert client.post("/predict?explain=top1", content=DIGIT).status_code == 400
 
 
 def test_a_network_of_oblong_images_is_refused_at_the_start(network):
@@ -295,7 +340,11 @@ def test_the_page_allows_its_own_script_and_style_alone(client):
 
 def test_another_name_of_the_host_is_refused(client):
     for path in ("/", "/about", "/predict"):
-        assert client.get(path, headers={"Host": "rebound.example"}).status_code == 400
+        for name in ("rebound.example", "127.0.0.1.rebound.example:80", "", "127.0.0.1@x"):
+            answer = client.get(path, headers={"Host": name})
+            assert answer.status_code == 400 and "does not answer to that name" in answer.json()["error"]
+    for name in ("127.0.0.1", "127.0.0.1:8000"):
+        assert client.get("/about", headers={"Host": name}).status_code == 200
 
 
 def test_answers_are_json_for_scripts(client):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -183,6 +184,22 @@ def test_mistakes_are_one_line(tmp_path):
         (["a", "--port=0", "--host=192.0.2.1"], "--host=192.0.2.1 --port=0: Cannot assign requested address"),
     ):
         assert message in failed(*flags)
+
+
+def test_the_printed_address_is_answered(folders):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train.serve", str(folders / "stablehlo"), "--port=0", "--host=127.0.0.2", "--batch=1"],
+        cwd=tiny.ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, text=True, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        address = re.search(
+            r"serving on (http://127\.0\.0\.2:\d+);", process.stdout.readline() + process.stdout.readline()
+        )
+        with urllib.request.urlopen(f"{address[1]}/about", timeout=30) as answer:
+            assert answer.status == 200 and json.load(answer)["classes"] == 10
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
 
 
 def test_another_host_is_served_with_a_warning_until_ctrl_c(folders):
