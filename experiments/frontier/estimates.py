@@ -99,7 +99,8 @@ def _program(dense: Dense, model: Any) -> Any:
 
     shapes = jax.eval_shape(model.init, jax.random.key(0), *models.abstract(dense.portable.inputs))
     small = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, leaf.dtype), dict(shapes))
-    facts = {"preprocessing": write.preprocessing(dense.network), "probabilities": "softmax"}
+    inputs, preprocessing = list(dense.portable.inputs), write.preprocessing(dense.network)
+    facts = {"inputs": inputs, "preprocessing": preprocessing, "probabilities": "softmax"}
     opened = formats.of_variables(model, small, facts)
     image = np.zeros((1, *dense.network.images.image_shape), np.uint8)
     return lambda: opened(image)

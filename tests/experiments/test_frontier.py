@@ -353,6 +353,12 @@ def _assert_files(dense, whole, result, out):
     assert json.loads((out / "frontier.json").read_text())["test_images"] == 360
 
 
+def test_estimates_of_time_are_of_programs_that_run(dense):
+    fitting, _ = methods.candidates(dense, "time", ("filters", "int8", "zero blocks"))
+    costs, bad = estimates.estimate(dense, fitting, "time")
+    assert not bad and len(costs) == len(fitting) > 3 and all(0 < one.milliseconds < 1e4 for one in costs.values())
+
+
 def test_exits_leave_where_thresholds_say():
     model = models.create("early_exit_resnet62", width=4, stage_sizes=(1, 1, 1), exits=(1, 2), exit_width=0)
     images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
