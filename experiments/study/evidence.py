@@ -73,16 +73,20 @@ def holds(condition: bool) -> Evidence:
     return Evidence(0.0, 1.0, test="exact") if condition else Evidence(1.0, 0.0, test="exact")
 
 
+def _welch(groups: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Returns the standard error of a sum of means, and its degrees of freedom (Satterthwaite's approximation)."""
+    parts = [max(float(np.var(group, ddof=1)), TINY) / len(group) for group in groups]
+    weights = sum(part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True))
+    return math.sqrt(sum(parts)), sum(parts) ** 2 / weights
+
+
 class _Difference:
     """A difference between the means of two groups of at least two seeds, or of one group and 0."""
 
     def __init__(self, high: np.ndarray, low: np.ndarray | None):
         self._high, self._low = high, low
-        groups = [high] if low is None else [high, low]
-        parts = [max(float(np.var(group, ddof=1)), TINY) / len(group) for group in groups]
-        self.estimate, self._error = float(high.mean() - (0.0 if low is None else low.mean())), math.sqrt(sum(parts))
-        weights = sum(part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True))
-        self._freedom = sum(parts) ** 2 / weights
+        self.estimate = float(high.mean() - (0.0 if low is None else low.mean()))
+        self._error, self._freedom = _welch([high] if low is None else [high, low])
 
     def above(self, margin: float) -> float:
         """Returns the p value of the null hypothesis that the difference is at most `margin`.
@@ -207,7 +211,7 @@ def more(high: Values, low: Values, by: float = 0.0, worth: float = POINT, unit:
 
 
 def contrast(parts: Sequence[tuple[float, Values]], unit: str = "points") -> Evidence:
-    """Tests whether a weighted sum of means is above 0: Welch's t, with Satterthwaite's degrees of freedom.
+    """Tests whether a weighted sum of means is above 0 (Welch's t).
 
     It is for statements whose margin is itself an outcome, such as "loses less than half of what the other gains".
 
@@ -220,9 +224,7 @@ def contrast(parts: Sequence[tuple[float, Values]], unit: str = "points") -> Evi
     groups = [weight * finite(values) for weight, values in parts]
     if min(map(len, groups)) < 2:
         return NOTHING
-    errors = [max(float(np.var(group, ddof=1)), TINY) / len(group) for group in groups]
-    estimate, error = sum(float(group.mean()) for group in groups), math.sqrt(sum(errors))
-    freedom = sum(errors) ** 2 / sum(part**2 / (len(group) - 1) for part, group in zip(errors, groups, strict=True))
+    estimate, (error, freedom) = sum(float(group.mean()) for group in groups), _welch(groups)
     half = error * float(special.stdtrit(freedom, (1 + LEVEL) / 2))
     p_for, p_against = (float(special.stdtr(freedom, sign * estimate / error)) for sign in (-1, 1))
     ends = estimate - half, estimate + half

@@ -60,7 +60,8 @@ def run_all(
       deadline: Time after which no trial starts, as `time.time`.
       keep: Keeps the folders of finished trials, with their checkpoints. Folders that other trials start from always
         stay.
-      others: Trials of the study that may run later: what equal ones measure is measured now.
+      others: Trials of the study that may run later. Where their config is that of a planned trial, their measures are
+        taken now.
 
     Returns:
       The outcomes, in the order of the trials.

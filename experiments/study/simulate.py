@@ -68,6 +68,7 @@ BEYOND: Mapping[str, tuple[Draw, Draw | None]] = {  # what the tests do not cove
     "one in ten collapses, against a number": (_collapsing, None),
     "one in ten collapses, against normal": (_collapsing, _normal),
 }
+ALL = {**DRAWS, **BEYOND}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Rates:
 
 def _claim(rng: np.random.Generator, draws: str, seeds: int, effect: float) -> list[np.ndarray]:
     """Returns the outcomes of the first group, and of the second one if there is one."""
-    first, second = {**DRAWS, **BEYOND}[draws]
+    first, second = ALL[draws]
     return [first(rng, seeds) + effect, *([second(rng, seeds)] if second else [])]
 
 
@@ -165,7 +166,7 @@ def simulate(rounds: int, seed: int = 0) -> list[Rates]:
     """Returns the rates for all kinds of outcomes, fixed and sequential."""
     rng = np.random.default_rng(seed)
     rates = []
-    for draws, (_, second) in {**DRAWS, **BEYOND}.items():
+    for draws, (_, second) in ALL.items():
         rates += [two_errors(draws, seeds, rounds, rng) for seeds in SEEDS[:2] if second]
         rates += [fixed(draws, seeds, rounds, rng) for seeds in SEEDS]
         rates.append(sequential(draws, 20, rounds, rng))

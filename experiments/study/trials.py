@@ -281,7 +281,7 @@ def left(
       root: Folder of the trials' folders.
       accept: Commits whose lines count although their code differs; "all" for every commit.
       keep: Keeps the folders of finished trials. Folders that other trials start from always stay.
-      others: Trials that may run later.
+      others: Trials that may run later; the folders that they start from stay, too.
     """
     have, work = finished(trials, lines, accept), {}
     for name, trial in trials.items():

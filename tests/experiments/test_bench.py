@@ -1,11 +1,9 @@
 """Tests of experiments/bench: its tables, targets and charts, and workers and runs that end early."""
 
-import asyncio
 import importlib.util
 import json
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +12,7 @@ from matplotlib.figure import Figure
 
 import models
 from experiments.bench import __main__ as command
-from experiments.bench import (
-    charts,
-    commands,
-    latency,
-    mfu,
-    networks,
-    output,
-    pipelines,
-    profile,
-    speedrun,
-    targets,
-    workers,
-)
+from experiments.bench import charts, commands, mfu, networks, output, pipelines, profile, speedrun, targets, workers
 from experiments.bench.workers import Call, Settings, Spec
 from models.analysis.tables import slug
 from models.errors import UserError
@@ -424,39 +410,3 @@ def test_the_command_measures_and_writes(tmp_path):
     assert set(step) == {"PyTorch", "ours"} and step["PyTorch"]["params"] == step["ours"]["params"] == 269_722
     assert 0 < step["ours"]["mfu"] < 1 and step["ours"]["times_best"] > 0
     assert all(row["commit"] and row["device"] for row in rows)
-
-
-# -- latency -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("starts", [True, False])
-def test_the_port_of_a_server_is_found_among_other_lines_or_its_error_is_shown(tmp_path, monkeypatch, starts):
-    program = tmp_path / "python"
-    end = (
-        "echo 'serving on http://127.0.0.1:81; ctrl-C ends it'; exec sleep 60"
-        if starts
-        else "(echo; echo 'error: no') >&2"
-    )
-    program.write_text(f"#!/bin/sh\nhead -c 200000 /dev/zero >&2; echo note; echo compiling; echo note; {end}\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-    if starts:
-        with latency.served("x") as port:
-            assert port == 81
-    else:
-        with pytest.raises(UserError, match="train.serve x does not start: error: no"), latency.served("x"):
-            pass
-
-
-def test_an_answer_that_is_not_json_is_shown(monkeypatch):
-    monkeypatch.setattr(latency, "SECONDS", types.SimpleNamespace(value=0.1), raising=False)
-
-    async def asked():
-        def answer(reader, writer):
-            writer.write(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 19\r\n\r\nService Unavailable")
-
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-            await latency.requested(server.sockets[0].getsockname()[1], 1, b"image")
-
-    with pytest.raises(UserError, match="train.serve refuses the image: Service Unavailable"):
-        asyncio.run(asked())

@@ -148,7 +148,7 @@ def test_a_start_that_diverges_and_is_no_trial_itself_runs_once(tmp_path, jobs):
     assert [bool(line["outcome"]["diverged"]) for line in lines_of(tmp_path / "runs")] == [True, True]
 
 
-def test_what_trials_of_later_measure_is_measured_at_once(tmp_path):
+def test_measures_of_later_trials_are_taken_at_once(tmp_path):
     later = trial(0, (size,))._replace(labels={"part": "later"})
     child = trial(1)._replace(start=trial(0))
     run_all([trial(0)], tmp_path / "runs", keep=False, others=[later, child])

@@ -86,7 +86,7 @@ def _config(scale: str, seed: int, name: str, **options: Any) -> Any:
 
 
 def _curves(scale: str, seed: int) -> list[Trial]:
-    """Lists one network at several sparsities: L2 and L1, at once and step by step, alone and taught by itself."""
+    """Lists one network at several sparsities: L2 and L1, at once and step by step, with and without a teacher."""
     name, planned = STUDIED[scale], []
     for decay in ("L2", "L1") if scale in L1 else ("L2",):
         labels, penalty = {"part": "curves", "decay": decay, "seed": seed}, {"l1": L1[scale]} if decay == "L1" else {}
