@@ -23,6 +23,12 @@ decay 5e-4 (as in Zagoruyko 2016, arXiv 1605.07146). It has not been measured ye
 
     python -m train --config=configs/cifar10.py:resnet8,teacher=runs/resnet20 --workdir=runs/distilled
 
+    TFDS_DATA_DIR=… python -m train --config=configs/cifar10.py:resnet20,data=cifar10_jpeg,recipe=short --workdir=…
+
+recipe=short is for a CPU: 10 epochs with batches of 128, in float32. The learning rate rises and falls once, and images
+grow from 16x16 to 32x32. ResNet-20 gets 84.5% of the test images of cifar10_jpeg right (one seed, commit e979b28), in
+the time of 5.5 epochs at full size.
+
 With a teacher, a trained network that init_from would take, the network learns from its outputs, too (distill of Hinton
 2015; docs/distillation.md).
 
@@ -37,7 +43,7 @@ from configs.base import CIFAR10, arguments, base
 
 
 def get_config(text: str = ""):
-    """Takes the arguments model (or speedrun), norm, data, recipe (he | brief), teacher, and batch, width, epochs.
+    """Takes the arguments model (or speedrun), norm, data, recipe (he | brief | short), teacher, batch, width, epochs.
 
     The last three are of speedrun. With a teacher, a run or weights by name, the network learns by distillation.
     """
@@ -45,8 +51,8 @@ def get_config(text: str = ""):
         text, model="resnet20", norm="batch", data="cifar10", recipe="he", teacher="", batch=1024, width=64, epochs=9.9
     )
     c = base()
-    if a.recipe not in ("he", "brief"):
-        raise ValueError(f"unknown recipe '{a.recipe}'; allowed: he, brief")
+    if a.recipe not in RECIPES:
+        raise ValueError(f"unknown recipe '{a.recipe}'; allowed: {', '.join(RECIPES)}")
     if a.model == "speedrun":
         if a.recipe != "he":
             raise ValueError(f"recipe={a.recipe} does not apply to speedrun, which has its own recipe")
@@ -68,8 +74,7 @@ def get_config(text: str = ""):
     c.optimizer.schedule = "step(0.1, '32000 steps', '48000 steps')"
     c.optimizer.weight_decay = 1e-4
     c.data.augment = "crop(4)|flip"
-    if a.recipe == "brief":
-        _brief(c)
+    RECIPES[a.recipe](c)
     return _cifar(c, a)
 
 
@@ -84,6 +89,27 @@ def _brief(c):
     c.optimizer.learning_rate = 0.4
     c.optimizer.schedule = "triangle(0.1, '20%', 0.0)"
     c.optimizer.weight_decay = 5e-4
+
+
+def _short(c):
+    c.duration = "10 epochs"
+    c.log_every, c.evaluate_every, c.checkpoint_every = "5%", "100%", "100%"
+    c.hooks = ""
+    c.task.label_smoothing = 0.1
+    c.optimizer.name = "sgd(momentum=0.9, nesterov=True)"
+    c.optimizer.learning_rate = 0.2
+    c.optimizer.schedule, c.optimizer.warmup = "linear", "20%"
+    c.optimizer.weight_decay = 5e-4
+    c.data.augment = "crop(2, reflect)|alternate_flip"
+    c.data.resolutions = growing(32)
+
+
+def growing(size):
+    """Returns data.resolutions that begin at half of the size; training takes 55% of the time at full size."""
+    return f"{size // 2}@0%|{3 * size // 4}@40%|{size}@75%"
+
+
+RECIPES = {"he": lambda c: None, "brief": _brief, "short": _short}
 
 
 def _cifar(c, a):

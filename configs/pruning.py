@@ -18,7 +18,7 @@ stage=prune    prunes weights during the first half of training, most of them ea
 stage=share    lets the weights of each layer share 2^conv values (convolutions) or 2^dense values (dense layers), which
                come from k-means and are then trained (Han 2016)
 
-Named networks have the recipes of the study of compression (experiments/studies/compression). There, scale=cifar10 is
+Named networks have the recipes of the study of compression (experiments/studies/compression). There, scale=cifar is
 cifar10_jpeg, a TFDS set. l1 is the factor of an L1 penalty that replaces weight decay. If you start from a run,
 `epochs` 0 means the run's duration for pruning and a tenth of it for sharing. `lr` 0 means half of the run's learning
 rate for pruning and a hundredth for sharing.
@@ -66,7 +66,7 @@ RECIPES = {
         "VGG-11": Recipe({"name": "vgg11_cifar", "width": 16}, 32, 0.1, (12, 12, 3), 0.9, (5, 5)),
         "ResNet-20": Recipe({"name": "resnet20", "width": 16}, 0, 0.1, (12, 12, 3), 0.8, (5, 5)),
     },
-    "cifar10": {
+    "cifar": {
         "VGG-11": Recipe({"name": "vgg11_cifar", "width": 32}, 0, 0.1, (10, 8, 1), 0.86, (5, 5)),
         "ResNet-20": Recipe({"name": "resnet20", "width": 16}, 0, 0.1, (10, 3, 1), 0.8, (5, 5)),
     },
@@ -113,9 +113,7 @@ def _by_name(a):
         raise ValueError(f"unknown network '{a.network}'; allowed: {', '.join(RECIPES[a.scale])}")
     recipe, stage = RECIPES[a.scale][a.network], STAGES.index(a.stage)
     c = study.get_config(f"{a.scale},seed={a.seed},epochs={a.epochs or recipe.epochs[stage]},size={recipe.size}")
-    c.model = ConfigDict(recipe.fields)
-    if a.scale == "cifar10":
-        c.data.source, c.evaluate_every = "tfds:cifar10_jpeg", "2 epochs"
+    c.model, c.data.resolutions = ConfigDict(recipe.fields), ""  # VGG's pooling needs the full size
     if a.l1:
         c.optimizer.l1, c.optimizer.weight_decay = a.l1, 0.0
     c.optimizer.learning_rate = a.lr or (recipe.rate, recipe.rate / 2, 1e-3)[stage]

@@ -222,7 +222,7 @@ if __name__ == "__main__":  # flags are defined only here, because absl has one 
         "scale",
         "digits",
         study.SCALES,
-        "Size of the study: digits takes minutes on a CPU, cifar10 needs a GPU, imagenet many GPUs.",
+        "Size of the study: digits takes minutes on a CPU, cifar hours; cifar10 needs a GPU, imagenet many GPUs.",
     )
     WORKDIR = command.define_path("workdir", "runs/studies", "Folder of the trials.")
     OUT = command.define_path("out", "experiments/results/studies", "Folder of the results.")

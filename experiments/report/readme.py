@@ -338,7 +338,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "parity": parity,
     "speed": speed,
     "topology": topology,
-    "transfer": _of_study("transfer", "Labels per class", scales=("cifar10", "imagenet")),
+    "transfer": _of_study("transfer", "Labels per class", scales=("cifar", "imagenet")),
     "compression": _of_study(
         "compression",
         "Deep compression",

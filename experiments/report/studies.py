@@ -15,8 +15,9 @@ SCALES = {
     "digits": "the smallest scale, for a CPU: scikit-learn's 1,797 handwritten digits, gray images of 8x8 pixels, "
     "1,437 to train on and 360 to test, so that one test image is 0.28 points. Translation has sentences of a small "
     "grammar instead. Good networks get nearly all right, which leaves little room to be better.",
-    "cifar10": "photographs of 32x32 pixels: CIFAR-10 and, as the source of transfer, Tiny ImageNet, both from lossy "
-    "JPEGs; Multi30k for translation. Small networks, trained briefly.",
+    "cifar": "photographs of 32x32 pixels, for a CPU: CIFAR-10 and, as the source of transfer, Tiny ImageNet, both "
+    "from lossy JPEGs. Small networks, trained briefly.",
+    "cifar10": "CIFAR-10, or Multi30k for translation, for an accelerator. Small networks, trained for 60 epochs.",
     "imagenet": "data, networks and schedules as in the papers.",
 }
 

@@ -10,7 +10,7 @@ from experiments.study.tables import accuracy, count_of
 if TYPE_CHECKING:
     from models.analysis.cost import Complexity
 
-IMAGES = {"digits": (8, 1), "cifar10": (32, 3), "imagenet": (224, 3)}  # (height and width, channels)
+IMAGES = {"digits": (8, 1), "cifar": (32, 3), "cifar10": (32, 3), "imagenet": (224, 3)}  # (height and width, channels)
 
 
 class Network(NamedTuple):

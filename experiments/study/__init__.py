@@ -32,7 +32,7 @@ from experiments.study.verdicts import (  # noqa: F401  (studies of users import
 from models import plugins
 from models.errors import UserError, choice_error
 
-SCALES = ("digits", "cifar10", "imagenet")
+SCALES = ("digits", "cifar", "cifar10", "imagenet")
 STUDIES = {
     name: f"experiments.studies.{name}.study"
     for name in (

@@ -43,7 +43,7 @@ def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
     axis = getattr(axes, f"{which}axis")
     getattr(axes, f"set_{which}scale")("log")
     low, high = axis.get_view_interval()
-    decades = math.log10(high / low)
+    decades = math.log10(high / low) if 0 < low < high else 1.0  # without data, the interval may begin at 0
     axis.set_major_locator(
         LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3.2 else (1.0,))
     )

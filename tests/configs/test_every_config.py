@@ -50,6 +50,7 @@ def small(config, images):
             folder.get_config(),
             imagenet.get_config("recipe=deit"),
             cifar10.get_config("recipe=brief"),
+            cifar10.get_config("recipe=short"),
             cifar10.get_config("resnet56,norm=group"),
             imagenet.get_config(),
         ],
@@ -62,6 +63,7 @@ def small(config, images):
         "folder",
         "imagenet-deit",
         "brief",
+        "short",
         "cifar10-group",
         "imagenet-goyal",
     ],
@@ -142,7 +144,7 @@ def test_docstrings_name_the_command_and_the_cost(name):
 def test_bad_recipe():
     with pytest.raises(ValueError, match="unknown recipe 'modrn'; allowed: goyal, modern, deit, a1, a2, a3"):
         imagenet.get_config("recipe=modrn")
-    with pytest.raises(ValueError, match="unknown recipe 'breif'; allowed: he, brief"):
+    with pytest.raises(ValueError, match="unknown recipe 'breif'; allowed: he, brief, short"):
         cifar10.get_config("recipe=breif")
     with pytest.raises(ValueError, match="recipe=brief does not apply to speedrun"):
         cifar10.get_config("speedrun,recipe=brief")

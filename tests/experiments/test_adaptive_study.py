@@ -107,7 +107,7 @@ def test_easy_and_hard_images(dropped, early):
     assert (pixels == run.feed.test.example(index, None)["image"][..., 0]).all() and stored["says"] == caption
 
 
-@pytest.mark.parametrize("scale", ["digits", "cifar10"])
+@pytest.mark.parametrize("scale", ["digits", "cifar"])
 def test_policies_start_from_trained_networks(scale):
     for trial in adaptive_study.trials(scale, range(2)):
         assert (trial.start is not None) == (trial.labels["method"] in ("policy alone", "BlockDrop"))

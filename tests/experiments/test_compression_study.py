@@ -132,7 +132,7 @@ def test_layers_are_drawn_from_the_image_to_the_logits():
     assert drawn == ["stem_conv", "stage1/conv1", "stage2/conv1", "head"]
 
 
-@pytest.mark.parametrize("scale", ["digits", "cifar10"])
+@pytest.mark.parametrize("scale", ["digits", "cifar"])
 def test_trials_have_distinct_labels_and_start_from_other_trials(scale):
     planned = compression.trials(scale, range(2))
     labels = [tuple(sorted(trial.labels.items())) for trial in planned]
@@ -413,7 +413,7 @@ def test_a_run_is_pruned_and_then_shared_by_the_config(tmp_path):
         ("from=/nowhere,stage=cut", "unknown stage 'cut'; allowed: dense, prune, share"),
         ("sparsity=0.5", "must be the folder of a run"),
         ("LeNet-3", "unknown network 'LeNet-3'; allowed: LeNet-300-100, LeNet-5, VGG-11, ResNet-20"),
-        ("LeNet-5,scale=imagenet", "unknown scale 'imagenet'; allowed: digits, cifar10"),
+        ("LeNet-5,scale=imagenet", "unknown scale 'imagenet'; allowed: digits, cifar"),
         ("from=/nowhere,stage=dense", "stage=dense needs a named network"),
     ],
 )

@@ -60,12 +60,12 @@ def test_trials_have_all_seeds_and_folders_of_their_own(name):
 
 
 def test_batch_norm_sees_the_images_per_device():
-    for scale in ("digits", "cifar10", "imagenet"):
+    for scale in study.SCALES:
         for trial in study.module("normalization").trials(scale, range(1)):
             c = trial.config
             assert c.batch_size // c.devices // c.accumulate == trial.labels["images"]
             if trial.labels.get("norm") in ("GN", "LN", "IN", "BN") and trial.labels["part"] == "size":
-                rates = {"digits": 0.1 / 64, "cifar10": 0.1 / 128, "imagenet": 0.1 / 256}
+                rates = {"digits": 0.1 / 64, "cifar": 0.2 / 128, "cifar10": 0.1 / 128, "imagenet": 0.1 / 256}
                 assert c.optimizer.learning_rate == pytest.approx(rates[scale] * c.batch_size)
 
 

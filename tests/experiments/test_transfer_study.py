@@ -25,7 +25,7 @@ def weights_file(tmp_path_factory):
     return tiny.resnet18_file(tmp_path_factory.mktemp("weights"))
 
 
-@pytest.mark.parametrize("scale", ["digits", "cifar10"])
+@pytest.mark.parametrize("scale", ["digits", "cifar"])
 def test_trials_have_all_seeds_and_equal_budgets(scale):
     planned = MODULE.trials(scale, range(3))
     counts = collections.Counter(group_of(trial.labels) for trial in planned)

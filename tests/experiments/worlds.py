@@ -317,7 +317,7 @@ def explanation(sign, noise=0.001, after=12):
 # -- transfer, translation ----------------------------------------------------------------------------------------
 
 
-def transfer(sign, scale="cifar10", noise=0.002):
+def transfer(sign, scale="cifar", noise=0.002):
     """Returns outcomes of all trials as published (sign 1), or of the opposite (-1)."""
     outcomes = []
     for trial in planned("transfer", scale):

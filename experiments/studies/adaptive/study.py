@@ -5,8 +5,8 @@
   Wu et al. 2018           BlockDrop: dynamic inference paths in residual networks, arXiv 1711.08393
 
 digits     scikit-learn's digits, 8x8; networks at half of their width
-cifar10    cifar10_jpeg, a TFDS set that $TFDS_DATA_DIR must contain (it is lossy; to use CIFAR-10 itself, change SETS);
-           4 epochs and no policies, which is as much as a CPU can do in two hours
+cifar      cifar10_jpeg, a lossy TFDS set that $TFDS_DATA_DIR must contain; 4 epochs and no policies, which is as
+           much as a CPU can do in two hours
 
 All networks learn from the same images for the same number of epochs. The images that the thresholds of budgets are
 fitted on are held out for all of them. A policy is trained after its network, and the joint training after the policy.
@@ -21,18 +21,17 @@ from experiments.studies.adaptive.measures import decided, extremes, heuristics,
 from experiments.studies.networks import Network, config
 from experiments.study import Claim, Picture, Study, Trial
 
-SETS = {"cifar10": "tfds:cifar10_jpeg"}
-TRAINED = {"digits": "train_fit", "cifar10": "train[:45000]"}
-EPOCHS = {"digits": 40, "cifar10": 4}
-WIDTH = {"digits": 8, "cifar10": 16}
-DEPTHS = {"digits": (8, 20, 32, 38), "cifar10": (8, 14, 38)}  # 38 is compared with gates; a policy starts from 32
-TARGETS = {"digits": (0.3, 0.5, 0.7, 0.9), "cifar10": (0.5,)}
-PENALTIES = {"digits": (1.0, 10.0), "cifar10": ()}  # penalties of the joint training; without any, no policy trains
+TRAINED = {"digits": "train_fit", "cifar": "train[:45000]"}
+EPOCHS = {"digits": 40, "cifar": 4}
+WIDTH = {"digits": 8, "cifar": 16}
+DEPTHS = {"digits": (8, 20, 32, 38), "cifar": (8, 14, 38)}  # 38 is compared with gates; a policy starts from 32
+TARGETS = {"digits": (0.3, 0.5, 0.7, 0.9), "cifar": (0.5,)}
+PENALTIES = {"digits": (1.0, 10.0), "cifar": ()}  # penalties of the joint training; without any, no policy trains
 
 
 def _with_exits(scale: str) -> dict[str, Network]:
     """Returns networks with exits that cost about as much as a ResNet-38."""
-    width, growth = WIDTH[scale], {"digits": 4, "cifar10": 6}[scale]
+    width, growth = WIDTH[scale], {"digits": 4, "cifar": 6}[scale]
     return {
         "MSDNet": Network("msdnet_cifar_budgeted", {"width": width, "growth": growth, "exit_width": 4 * width}),
         "ResNet with exits": Network(
@@ -72,8 +71,6 @@ def _config(scale: str, network: Network, seed: int) -> Any:
     c = config(scale, network, seed, EPOCHS[scale])
     c.data.train_split = TRAINED[scale]
     c.optimizer.learning_rate, c.optimizer.weight_decay, c.optimizer.decay = 0.1, 5e-4, ".*/kernel"
-    if scale in SETS:
-        c.data.source, c.evaluate_every = SETS[scale], "2 epochs"
     return c
 
 
@@ -102,7 +99,7 @@ CLAIMS = [
         "Gates save computation at no loss of accuracy.",
         "ConvNet-AIG 110 5.76 % error with 82 % of its layers, ResNet-110 6.61 %",
         "Veit 2018, table 1",
-        "with target 0.7 (cifar10: 0.5), at most half a point worse than a "
+        "with target 0.7 (cifar: 0.5), at most half a point worse than a "
         "ResNet-38, with at least a tenth of the mult-adds saved",
         results.gates_save,
     ),
@@ -173,12 +170,12 @@ STUDY = Study(
     question="How much computation does a network save by computing only what each image needs, and how much accuracy "
     "does that cost?",
     would_change="Images that differ more in difficulty: on digits, the shallowest ResNet is within a point of the "
-    "deepest, so gates and exits have nothing to choose. The cifar10 scale may differ. Longer training of the gates, "
+    "deepest, so gates and exits have nothing to choose. The cifar scale may differ. Longer training of the gates, "
     "sometimes with all blocks computed. For BlockDrop, a penalty between the two, at which two thirds of the "
     "blocks remain.",
     cost={
         "digits": "14 runs per seed: about 8 minutes per seed on 2 cores",
-        "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 6 runs per seed: about 2 hours per seed on one core",
+        "cifar": "cifar10_jpeg in $TFDS_DATA_DIR; 6 runs per seed: about 2 hours per seed on one core",
     },
     trials=trials,
     claims=CLAIMS,

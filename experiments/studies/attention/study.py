@@ -19,11 +19,12 @@ from experiments.studies.networks import Network
 from experiments.study import Claim, Picture, Study, Trial
 
 TOLERANCE = 0.10  # largest allowed difference of mult-adds: the costliest over the cheapest, minus 1
-LENGTHS = {"digits": (4, 8, 24), "cifar10": (30, 60, 180), "imagenet": (50, 100, 400)}  # epochs
-GRID_EPOCHS = {"digits": 8, "cifar10": 60, "imagenet": 50}
+LENGTHS = {"digits": (4, 8, 24), "cifar": (2, 4, 12), "cifar10": (30, 60, 180), "imagenet": (50, 100, 400)}  # epochs
+GRID_EPOCHS = {"digits": 8, "cifar": 4, "cifar10": 60, "imagenet": 50}
 # By scale and optimizer: (learning rates, weight decays). The middle weight decay has all seeds.
 GRID: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]] = {
     "digits": {"adamw": ((5e-4, 4e-3, 3.2e-2), (0.01, 0.1, 1.0)), "sgd": ((0.01, 0.08, 0.64), (1e-5, 1e-4, 1e-3))},
+    "cifar": {"adamw": ((5e-4, 2e-3, 8e-3), (0.01, 0.1, 1.0)), "sgd": ((0.02, 0.08, 0.32), (1e-5, 1e-4, 1e-3))},
     "cifar10": {
         "adamw": ((2.5e-4, 1e-3, 4e-3, 1.6e-2), (0.01, 0.1, 1.0)),
         "sgd": ((0.01, 0.04, 0.16, 0.64), (1e-5, 1e-4, 1e-3)),
@@ -33,17 +34,22 @@ GRID: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]] = {
         "sgd": ((0.64, 1.27, 2.54, 5.08), (1.2e-5, 2.4e-5, 4.8e-5)),
     },
 }
-FIXED = {"digits": 4e-3, "cifar10": 1e-3, "imagenet": 1e-3}  # AdamW's learning rate outside the grid
+FIXED = {"digits": 4e-3, "cifar": 2e-3, "cifar10": 1e-3, "imagenet": 1e-3}  # AdamW's learning rate outside the grid
 
 # The usual standard deviation of 0.02 suits widths of a few hundred. These networks are narrower, and the variance of
 # a kernel's outputs is proportional to std^2 x width.
 _WIDER_INIT = {"init": "truncated_normal:0.07"}
 _DIGITS_VIT = {**_WIDER_INIT, "patch_size": 2, "width": 32, "heads": 2, "mlp_width": 96}
+_SMALL_VIT = {"init": "truncated_normal:0.05", "patch_size": 4, "width": 64, "heads": 2, "mlp_width": 192}
 _CIFAR_VIT = {"patch_size": 4, "width": 96, "heads": 3, "mlp_width": 288}
 VITS: Mapping[str, Mapping[str, Network]] = {  # a stem of convolutions replaces one block
     "digits": {
         PATCHES: Network("vit_p_1gf", {**_DIGITS_VIT, "depth": 3}),
         CONVOLUTIONS: Network("vit_c_1gf", {**_DIGITS_VIT, "depth": 2, "stem_channels": (32, 32)}),
+    },
+    "cifar": {
+        PATCHES: Network("vit_p_1gf", {**_SMALL_VIT, "depth": 4}),
+        CONVOLUTIONS: Network("vit_c_1gf", {**_SMALL_VIT, "depth": 3, "stem_channels": (24, 48)}),
     },
     "cifar10": {
         PATCHES: Network("vit_p_1gf", {**_CIFAR_VIT, "depth": 6}),
@@ -68,8 +74,14 @@ def _ladder(size: int, stage_sizes: Sequence[int], width: int) -> dict[str, Netw
 
 LADDER = {
     "digits": _ladder(16, (1, 2), 16),
-    "cifar10": _ladder(0, (2, 4), 32),
+    **dict.fromkeys(("cifar", "cifar10"), _ladder(0, (2, 4), 32)),
     "imagenet": {row: Network(f"convnext_ladder{name}") for row, (name, _) in ROWS.items()},
+}
+_CIFAR_FAMILIES = {
+    "ConvNeXt": Network("convnext_tiny", {"stage_sizes": (3, 3), "width": 64}),
+    "Swin": Network("swin_t", {"stage_sizes": (2, 2), "width": 64, "heads": (2, 4), "window": 4}),
+    "ViT": Network("vit_tiny_patch16", {"patch_size": 4, "width": 72, "depth": 3, "heads": 3, "mlp_width": 288}),
+    "ResNet": Network("resnet18", {"stage_sizes": (2, 2), "width": 53}),
 }
 FAMILIES: Mapping[str, Mapping[str, Network]] = {  # on digits, images of 16 x 16 become maps of 4 x 4, then 2 x 2
     "digits": {
@@ -84,12 +96,7 @@ FAMILIES: Mapping[str, Mapping[str, Network]] = {  # on digits, images of 16 x 1
         ),
         "ResNet": Network("resnet18", {"stage_sizes": (1, 1), "width": 28}, 16),
     },
-    "cifar10": {
-        "ConvNeXt": Network("convnext_tiny", {"stage_sizes": (3, 3), "width": 64}),
-        "Swin": Network("swin_t", {"stage_sizes": (2, 2), "width": 64, "heads": (2, 4), "window": 4}),
-        "ViT": Network("vit_tiny_patch16", {"patch_size": 4, "width": 72, "depth": 3, "heads": 3, "mlp_width": 288}),
-        "ResNet": Network("resnet18", {"stage_sizes": (2, 2), "width": 53}),
-    },
+    **dict.fromkeys(("cifar", "cifar10"), _CIFAR_FAMILIES),
     "imagenet": {
         "ConvNeXt": Network("convnext_tiny"),
         "Swin": Network("swin_t"),
@@ -99,6 +106,7 @@ FAMILIES: Mapping[str, Mapping[str, Network]] = {  # on digits, images of 16 x 1
 }
 COSTS = {
     "digits": "about 6 minutes on 2 cores for 3 seeds",
+    "cifar": "cifar10_jpeg in $TFDS_DATA_DIR; 25 runs per seed of 2 to 12 epochs, and 24 with one seed",
     "cifar10": "119 runs, 4e16 mult-adds: half an hour of a GPU at 3e13 per second, but hours at the speed that "
     "small networks reach",
     "imagenet": "146 runs, 2e20 mult-adds: 1800 GPU hours at 3e13 per second, the speed of ResNet-50 on an A100",
@@ -141,6 +149,7 @@ def _config(
     c.optimizer.learning_rate = rate or FIXED[scale]
     c.optimizer.weight_decay = decay or GRID[scale][optimizer][1][1]
     c.optimizer.schedule, c.optimizer.warmup, c.optimizer.warmup_from = "cosine", "5%", 0.0
+    c.data.resolutions = ""  # position embeddings are for one size
     if scale == "imagenet":
         c.batch_size, c.task.label_smoothing = 2048, 0.1
         c.data.augment = "flip|randaugment(2, 9)|mixup_cutmix(0.8, 1.0)"

@@ -9,8 +9,8 @@
   Hinton et al. 2015       Distilling the knowledge in a neural network, arXiv 1503.02531
 
 digits     LeNets (at 28x28, as published: 266,610 and 431,080 numbers), VGG-11 and ResNet-20, on scikit-learn's digits
-cifar10    VGG-11 and ResNet-20 on cifar10_jpeg, a TFDS set that $TFDS_DATA_DIR must contain (it is lossy; to use
-           CIFAR-10 itself, change SETS); low bits with ResNet-20
+cifar      VGG-11 and ResNet-20 on cifar10_jpeg, a lossy TFDS set that $TFDS_DATA_DIR must contain; low bits with
+           ResNet-20
 
 Networks that are pruned or get ternary weights start from a trained network. So they train for longer than the networks
 that they are compared with, as in the papers.
@@ -24,18 +24,17 @@ from experiments.studies.compression.measures import bits, centroids, cut, int8,
 from experiments.studies.networks import Network, config
 from experiments.study import Claim, Measure, Picture, Study, Trial, recipe
 
-SETS = {"cifar10": "tfds:cifar10_jpeg"}
-NETWORKS = {"digits": ("LeNet-300-100", "LeNet-5", "VGG-11", "ResNet-20"), "cifar10": ("VGG-11", "ResNet-20")}
+NETWORKS = {"digits": ("LeNet-300-100", "LeNet-5", "VGG-11", "ResNet-20"), "cifar": ("VGG-11", "ResNet-20")}
 FILTERS = {  # network -> (expression of layers, fraction of their filters to remove); that saves a third of the work
     "digits": {"VGG-11": (".*/conv[0-9]/kernel", 0.2), "ResNet-20": (".*/conv1/kernel", 0.35)},
-    "cifar10": {"ResNet-20": (".*/conv1/kernel", 0.35)},
+    "cifar": {"ResNet-20": (".*/conv1/kernel", 0.35)},
 }
-STUDIED = {"digits": "LeNet-300-100", "cifar10": "ResNet-20"}  # the network whose curves are measured
-SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar10": ()}  # sparsities of the curves
+STUDIED = {"digits": "LeNet-300-100", "cifar": "ResNet-20"}  # the network whose curves are measured
+SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar": ()}  # sparsities of the curves
 TAUGHT = 0.95  # sparsity from which pruned networks are also trained with the dense one as their teacher
 L1 = {"digits": 1e-4}  # factor of the penalty
-DEPTHS = {"digits": (20, 32, 56), "cifar10": (20,)}  # depths that a CPU can train; the paper's are 20, 32, 44, 56
-LENGTHS = {"digits": (12, 12), "cifar10": (10, 5)}  # epochs from scratch, and epochs of ternary weights after that
+DEPTHS = {"digits": (20, 32, 56), "cifar": (20,)}  # depths that a CPU can train; the paper's are 20, 32, 44, 56
+LENGTHS = {"digits": (12, 12), "cifar": (10, 5)}  # epochs from scratch, and epochs of ternary weights after that
 # The gradient of a scale is a sum over its layer. With the learning rate of the weights, the scale changes its sign in
 # the first epoch, and ResNet-20 does not get beyond 45 % on the digits (commit c47dc5c).
 SLOW_SCALES = ((".*/(positive|negative)", 0.01), (".*", 1.0))
@@ -114,15 +113,13 @@ def _low_bits(scale: str, seed: int) -> list[Trial]:
     for depth in DEPTHS[scale]:
         whole = None
         for kind, (family, fields) in KINDS.items():
-            if scale == "cifar10" and kind == "full, preactivation":
+            if scale == "cifar" and kind == "full, preactivation":
                 continue
-            network = Network(f"{family}{depth}", {"width": {"digits": 8, "cifar10": 16}[scale], **fields})
+            network = Network(f"{family}{depth}", {"width": {"digits": 8, "cifar": 16}[scale], **fields})
             c = config(scale, network, seed, LENGTHS[scale][kind == "ternary"])
             c.optimizer.learning_rate = 0.1
-            if scale in SETS:
-                c.data.source, c.evaluate_every = SETS[scale], "2 epochs"
             if kind == "ternary":
-                c.init_new, c.optimizer.warmup = "", "0 steps"
+                c.init_new, c.optimizer.warmup, c.data.resolutions = "", "0 steps", ""
                 c.optimizer.learning_rate, c.optimizer.groups = 0.05, SLOW_SCALES
             labels = {"part": "low bits", "depth": depth, "kind": kind, "seed": seed}
             trial = Trial(labels, c, measures=(stored,), start=whole if kind == "ternary" else None)
@@ -255,7 +252,7 @@ STUDY = Study(
     "less redundancy would be more informative.",
     cost={
         "digits": "53 runs per seed: about 12 minutes per seed on 2 cores",
-        "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 14 runs per seed: about 2 hours per seed on 2 cores",
+        "cifar": "cifar10_jpeg in $TFDS_DATA_DIR; 14 runs per seed: about 2 hours per seed on 2 cores",
     },
     trials=trials,
     claims=CLAIMS,

@@ -43,6 +43,24 @@ EQUAL: Mapping[str, Mapping[str, Sequence[Network]]] = {
             Network("densenet_bc100_k12", {"stage_sizes": (3, 3, 3), "growth": 11, "width": 22}),
         ),
     },
+    "cifar": {
+        PLAIN: (Network("resnet14", {"width": 16, "shortcut": "B"}),) * 2,
+        BOTTLENECK: (Network("resnet20", {**_BOTTLENECK, "stage_sizes": (2, 2, 2), "width": 20, "base_width": 32}),)
+        * 2,
+        GROUPED: (
+            Network("resnet20", {**_BOTTLENECK, "stage_sizes": (1, 1, 1), "width": 24, "groups": 4, "base_width": 12}),
+        )
+        * 2,
+        SEPARABLE: (Network("mobilenet_v1", {"stage_sizes": (2, 2, 2), "width_multiplier": 1.125}, 64),) * 2,
+        INVERTED: (
+            Network("mobilenet_v2", {"stage_sizes": (1, 2, 3), "width_multiplier": 1.5}, 64),
+            Network("mobilenet_v2", {"stage_sizes": (1, 2, 3), "width_multiplier": 1.25}, 64),
+        ),
+        DENSE: (
+            Network("densenet_bc100_k12", {"stage_sizes": (5, 5, 5), "growth": 8, "width": 16}),
+            Network("densenet_bc100_k12", {"stage_sizes": (4, 4, 4), "growth": 16, "width": 16}),
+        ),
+    },
     "cifar10": {
         PLAIN: (Network("resnet20", {"width": 22, "shortcut": "B"}),) * 2,
         BOTTLENECK: (Network("resnet20", {**_BOTTLENECK, "width": 20, "base_width": 68}),) * 2,
@@ -83,6 +101,13 @@ SIZES: Mapping[str, Mapping[str, Sequence[Network]]] = {  # ordered from small t
             for growth, width in ((3, 12), (6, 24), (11, 22))
         ],
     },
+    "cifar": {
+        "residual": [Network("resnet14", {"width": width, "shortcut": "B"}) for width in (8, 12, 16)],
+        "dense": [
+            Network("densenet_bc100_k12", {"stage_sizes": (size,) * 3, "growth": growth, "width": 16})
+            for size, growth in ((3, 8), (5, 8), (4, 16))
+        ],
+    },
     "cifar10": {
         "residual": [Network("resnet20", {"width": width, "shortcut": "B"}) for width in (8, 16, 22)],
         "dense": [
@@ -97,6 +122,7 @@ SIZES: Mapping[str, Mapping[str, Sequence[Network]]] = {  # ordered from small t
 }
 _SEPARABLE = {
     "digits": {"stage_sizes": (1, 3, 3), "width_multiplier": 0.5},
+    "cifar": {"stage_sizes": (1, 1, 1)},
     "cifar10": {"stage_sizes": (3, 3, 3), "width_multiplier": 1.5},
     "imagenet": {},
 }
@@ -111,12 +137,14 @@ PAIRS: Mapping[str, Mapping[str, Mapping[str, Network]]] = {
     }
     for scale, doubled, late in (
         ("digits", 16, Network("resnet8", {"width": 14, "shortcut": "B"})),
+        ("cifar", 64, Network("resnet14", {"width": 16, "shortcut": "B"})),
         ("cifar10", 64, Network("resnet20", {"width": 22, "shortcut": "B"})),
         ("imagenet", 0, Network("resnet18", {**_ZERO, "stem": "cifar"})),
     )
 }
 REUSED = {
     "digits": Network("densenet40_k12", {"stage_sizes": (6, 6, 6), "growth": 6}),
+    "cifar": Network("densenet40_k12", {"stage_sizes": (6, 6, 6), "growth": 8}),
     "cifar10": Network("densenet40_k12"),
     "imagenet": Network("densenet121"),
 }

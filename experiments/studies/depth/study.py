@@ -18,10 +18,15 @@ from experiments.studies.depth.results import COLORS, DELETED, SHORTCUTS
 from experiments.studies.measures import deletions, gradients
 from experiments.study import Claim, Picture, Study, Trial, recipe
 
-DEPTHS = {"digits": (20, 32, 44, 56), "cifar10": (20, 32, 44, 56, 110), "imagenet": (18, 34)}
-SHALLOW = {"digits": 20, "cifar10": 20, "imagenet": 18}  # the claims compare these depths with those of DEEP
-DEEP = {"digits": 56, "cifar10": 56, "imagenet": 34}
-MIDDLE = {"digits": 32, "cifar10": 56, "imagenet": 34}  # depth at which the shortcuts are compared
+DEPTHS = {"digits": (20, 32, 44, 56), "cifar": (20, 56), "cifar10": (20, 32, 44, 56, 110), "imagenet": (18, 34)}
+SHALLOW = {
+    "digits": 20,
+    "cifar": 20,
+    "cifar10": 20,
+    "imagenet": 18,
+}  # the claims compare these depths with those of DEEP
+DEEP = {"digits": 56, "cifar": 56, "cifar10": 56, "imagenet": 34}
+MIDDLE = {"digits": 32, "cifar": 56, "cifar10": 56, "imagenet": 34}  # depth at which the shortcuts are compared
 VARIANTS = {  # label -> (family, fields)
     "plain": ("plain", {}),
     "residual": ("resnet", {"shortcut": "A"}),
@@ -67,11 +72,12 @@ STUDY = Study(
     question="Do plain networks get worse with depth, and residual networks better? Do gradients explain why? Which "
     "details of the shortcuts matter, and how much does a network rely on a single block?",
     would_change="For deep against shallow networks, a longer schedule: the published ones trained for over a hundred "
-    "epochs, ours at digits scale for 12. The cifar10 scale has 60. The gradients of "
+    "epochs, ours for 5 (cifar) or 12 (digits). The cifar10 scale has 60. The gradients of "
     "plain networks at step 0 follow from depth and initialization, so a longer training would not change them.",
     cost={
         "digits": "about 5 minutes on 2 cores for 3 seeds; 110 layers would take another four, so only the cifar10 "
         "scale has them",
+        "cifar": "cifar10_jpeg in $TFDS_DATA_DIR; 8 runs per seed of 5 epochs, 20 or 56 layers",
         "cifar10": "14 runs per seed of 60 epochs, 20 to 110 layers, 1e15 mult-adds each on average: four hours of one "
         "GPU per seed",
         "imagenet": "8 runs per seed of 90 epochs of 18 or 34 layers: 6e17 or 1.2e18 mult-adds and 4 to 8 hours of 8 "

@@ -9,7 +9,7 @@
   Salman et al. 2022        When does bias transfer in transfer learning?, arXiv 2207.02842
 
 digits     source: scikit-learn's digits 0 to 4; target: digits 5 to 9
-cifar10    source: tiny_imagenet32 (Tiny ImageNet at 32x32); targets: cifar10_jpeg, and digits at 32x32. $TFDS_DATA_DIR
+cifar      source: tiny_imagenet32 (Tiny ImageNet at 32x32); targets: cifar10_jpeg, and digits at 32x32. $TFDS_DATA_DIR
            must contain these TFDS sets; to use another source, change SETS
 imagenet   ResNet-50 from $ABLATE_RESNET50, a file of `python -m models.weights import`, on the five published data sets
            ($ABLATE_AIRCRAFT is the folder of FGVC-Aircraft, with train/VARIANT and test/VARIANT)
@@ -25,7 +25,7 @@ from experiments.studies.transfer.measures import ALL, cue, embedding, handcraft
 from experiments.study import Claim, Measure, Picture, Study, Trial, recipe
 from models.errors import UserError
 
-SETS = {"cifar10": ("tfds:tiny_imagenet32", "validation")}  # source, and its test split
+SETS = {"cifar": ("tfds:tiny_imagenet32", "validation")}  # source, and its test split
 PHOTOGRAPHS = ("caltech101", "voc2007", "cub200", "aircraft", "cars")
 # Selections of Tiny ImageNet's 200 classes. NEAR: birds, cats, dogs, frogs, hoofed animals, cars, trucks, boats and a
 # train. FAR: food and household things. ANY: every sixth class.
@@ -81,7 +81,7 @@ SCALES = {
         grid=100,
         part=100,
     ),
-    "cifar10": Scale(
+    "cifar": Scale(
         "resnet14",
         16,
         "resnet8",
@@ -144,7 +144,7 @@ def _compared(scale: str, seed: int) -> list[Trial]:
         for width in s.widths
         for share in s.shares
     ]
-    if scale == "cifar10":
+    if scale == "cifar":
         sources += [
             ({"part": "relation", "source": name}, source(f"classes({classes})", both=True))
             for name, classes in SUBSETS.items()
@@ -177,7 +177,7 @@ def _biases(scale: str, seed: int) -> dict[str, str]:
     "clean" is all of it, and "cue" is all of it with a cue on every second class. "imbalanced" is a part with few
     images of most classes, and "balanced" a random part with the same number of images.
     """
-    classes = {"digits": 5, "cifar10": 200}[scale]
+    classes = {"digits": 5, "cifar": 200}[scale]
     half = f"0-{classes - 1}/2"  # every second class rather than the first half, because neighboring classes are alike
     remaining = statistics.mean(FACTOR ** (-i / (classes - 1)) for i in range(classes))
     return {
@@ -360,7 +360,7 @@ STUDY = Study(
     "digits scale, more seeds for few labels, cues and imbalance.",
     cost={
         "digits": "23 runs and 13 measurements per seed: about 3 minutes per seed on 2 cores",
-        "cifar10": "tiny_imagenet32 and cifar10_jpeg in $TFDS_DATA_DIR; 30 runs and 17 measurements per seed: about "
+        "cifar": "tiny_imagenet32 and cifar10_jpeg in $TFDS_DATA_DIR; 30 runs and 17 measurements per seed: about "
         "half an hour per seed on 2 cores",
         "imagenet": "$ABLATE_RESNET50 and the five data sets; 10 runs per seed: about 8 hours per seed on a GPU",
     },
