@@ -112,6 +112,15 @@ def test_procedures_are_those_of_resnet_strikes_back():
     assert imagenet.get_config("recipe=a2,batch=512").optimizer.learning_rate == pytest.approx(2.5e-3)
 
 
+def test_images_grow_to_the_size_of_the_study():
+    c = load("configs/study.py:cifar,epochs=3")
+    assert (c.duration, c.batch_size, c.data.source) == ("3 epochs", 128, "tfds:cifar10_jpeg")
+    assert (c.data.resolutions, c.data.augment) == ("16@0%|24@40%|32@75%", "crop(2, reflect)|alternate_flip")
+    c = load("configs/study.py:cifar,size=64")
+    assert (c.data.resolutions, c.data.augment) == ("32@0%|48@40%|64@75%", "crop(4, reflect)|alternate_flip")
+    assert load("configs/study.py:cifar10,size=64").data.resolutions == ""
+
+
 @pytest.mark.parametrize(
     ("spec", "name", "labels"),
     [

@@ -19,12 +19,8 @@ from experiments.studies.measures import deletions, gradients
 from experiments.study import Claim, Picture, Study, Trial, recipe
 
 DEPTHS = {"digits": (20, 32, 44, 56), "cifar": (20, 56), "cifar10": (20, 32, 44, 56, 110), "imagenet": (18, 34)}
-SHALLOW = {
-    "digits": 20,
-    "cifar": 20,
-    "cifar10": 20,
-    "imagenet": 18,
-}  # the claims compare these depths with those of DEEP
+# The claims compare these depths with those of DEEP.
+SHALLOW = {"digits": 20, "cifar": 20, "cifar10": 20, "imagenet": 18}
 DEEP = {"digits": 56, "cifar": 56, "cifar10": 56, "imagenet": 34}
 MIDDLE = {"digits": 32, "cifar": 56, "cifar10": 56, "imagenet": 34}  # depth at which the shortcuts are compared
 VARIANTS = {  # label -> (family, fields)

@@ -17,11 +17,8 @@ from experiments.studies.initialization.measures import signal
 from experiments.studies.initialization.results import CONVERGED, CURED, INITS, NETWORKS
 from experiments.study import Claim, Picture, Study, Trial, recipe
 
-DEPTHS = {
-    "digits": (8, 14, 20),
-    "cifar": (14, 32),
-    "cifar10": (14, 20, 32),
-}  # the first has the role "shallow", the last "deep"
+# The first has the role "shallow", the last "deep".
+DEPTHS = {"digits": (8, 14, 20), "cifar": (14, 32), "cifar10": (14, 20, 32)}
 STEP_0 = 44  # depth of the networks that are measured at step 0
 
 
