@@ -46,7 +46,8 @@ def read(paths: Sequence[str], warn: Warn) -> list[Run]:
 def _runs(local: Path, path: str, place: int, warn: Warn) -> Iterator[Run]:
     """Yields the runs of one argument, or warns that it has none."""
     if ledgers.is_ledger(local):
-        yield from ledgers.read(local, path, place, warn)
+        folder = local.parent if os.path.isfile(local) else local
+        yield from ledgers.read(local, path if "://" in path else runs.relative(folder.resolve()), place, warn)
         return
     if not os.path.isdir(local):
         warn(f"{printable(path)} is left out: it is neither a folder nor a ledger ({ledgers.NAME})")

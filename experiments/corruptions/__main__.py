@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -10,6 +10,10 @@ from models import command
 from models.errors import UserError, choice_error
 from train import cli
 from train.data.corruptions.severities import COMMON, NAMES, SEVERITIES
+
+if TYPE_CHECKING:
+    from train.data.source import Source
+    from train.restore import Network
 
 USAGE = """Measures a finished run's test error under the corruptions of CIFAR-10-C and ImageNet-C, made on the fly.
 
@@ -63,10 +67,30 @@ def chosen_severities(texts: Sequence[str]) -> list[int]:
         low, dash, high = text.partition("-")
         if not (low.isdecimal() and (high.isdecimal() or not dash)):
             raise UserError(f"--severities={','.join(texts)}: must be numbers from 1 to 5, e.g. 1-5 or 1,3,5")
+        if not {int(low), int(high or low)} <= set(SEVERITIES):
+            raise UserError(f"--severities={','.join(texts)}: must be numbers from 1 to 5, e.g. 1-5 or 1,3,5")
         numbers |= set(range(int(low), int(high or low) + 1))
-    if not numbers or not numbers <= set(SEVERITIES):
+    if not numbers:
         raise UserError(f"--severities={','.join(texts)}: must be numbers from 1 to 5, e.g. 1-5 or 1,3,5")
     return sorted(numbers)
+
+
+def chosen_images(network: "Network", text: str) -> "Source":
+    """Returns the test images that --select chooses, with the network's own class numbers.
+
+    Raises:
+      UserError: The images have another shape than those of the network, or the selection is none.
+    """
+    from train.data import classes
+    from train.data.select import select
+
+    source, known = select(network.images.test, text), network.images.classes
+    if source.image_shape != network.images.image_shape:
+        shapes = ["x".join(map(str, shape)) for shape in (source.image_shape, network.images.image_shape)]
+        raise UserError(f"--select={text}: its images are {shapes[0]}, and the network takes {shapes[1]}")
+    if tuple(source.classes) == tuple(known):
+        return source
+    return classes.Renumbered(source, classes.numbers(source.classes, known, None, "--select"), known)
 
 
 def main() -> None:
@@ -83,11 +107,10 @@ def main() -> None:
     from experiments.corruptions import measure, output
     from train import restore
     from train.data import corrupted
-    from train.data.select import select
     from train.recording import summary
 
     network, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
-    source = select(network.images.test, SELECT.value)
+    source = chosen_images(network, SELECT.value)
     names = chosen_names(NAMES_FLAG.value, source.image_shape[2])
     for name in names:
         fit(corrupted.check, name, source.image_shape)

@@ -111,9 +111,9 @@ def measure(
       {"images", "clean_error", "severities", "errors": {name: one per severity}, "images_per_second": {name: …}}.
       The speed includes decoding, the corruption and the network.
     """
-    from train.data.corrupted import Corrupted
+    from train.data.corrupted import Corrupted, numbers_of
 
-    error, numbers = error_of(network, state), getattr(source, "index", None)
+    error, numbers = error_of(network, state), numbers_of(source)
     result: dict[str, Any] = {"images": len(source), "clean_error": error(source), "severities": list(severities)}
     errors, speeds = {}, {}
     progress(f"clean: {result['clean_error']:.2f}% of {len(source):,} images are wrong")
@@ -130,7 +130,7 @@ def summary(result: Mapping[str, Any], baseline: Baseline | None) -> dict[str, A
 
     Args:
       result: Has "errors" and "clean_error".
-      baseline: Has an error of each of these corruptions.
+      baseline: Has an error above 0 of each of these corruptions.
 
     Returns:
       {"mean_corruption_error"} or {} if there is none of them; with a baseline, "mCE" and, if its clean error is
@@ -142,8 +142,6 @@ def summary(result: Mapping[str, Any], baseline: Baseline | None) -> dict[str, A
         return {}
     out: dict[str, Any] = {"mean_corruption_error": statistics.fmean(means.values())}
     if baseline:
-        if zero := [name for name in means if not baseline.errors[name]]:
-            raise UserError(f"--baseline={baseline.name} makes no error under {zero[0]}: no ratio to it exists")
         out["mCE"] = 100 * statistics.fmean(means[name] / baseline.errors[name] for name in means)
         if baseline.clean is not None:
             added = {name: baseline.errors[name] - baseline.clean for name in means}
@@ -165,7 +163,8 @@ def read_baseline(text: str, names: Sequence[str], severities: Sequence[int], fa
       facts: "identity" of the test images, and "classes", their number.
 
     Raises:
-      UserError: There is no such baseline, or it was measured on other images, corruptions or severities.
+      UserError: There is no such baseline, it was measured on other images, corruptions or severities, or it makes no
+        error under one of them.
     """
     needed = [name for name in names if name in COMMON]
     if text == ALEXNET:
@@ -185,4 +184,6 @@ def read_baseline(text: str, names: Sequence[str], severities: Sequence[int], fa
     if missing := [name for name in needed if not content["errors"].get(name)]:
         raise UserError(f"--baseline={text} was not measured with {', '.join(missing)}")
     means = {name: statistics.fmean(content["errors"][name]) for name in needed}
+    if zero := [name for name, error in means.items() if not error]:
+        raise UserError(f"--baseline={text} makes no error under {zero[0]}: no ratio to it exists")
     return Baseline(text, means, content["clean_error"])

@@ -108,9 +108,9 @@ def page(result: Mapping[str, Any]) -> str:
 
 def examples(source: "Source", names: Sequence[str], severities: Sequence[int], seed: int) -> np.ndarray:
     """Returns the first image under each corruption and severity, uint8 [names, severities, H, W, 3]."""
-    from train.data.corrupted import Corrupted
+    from train.data.corrupted import Corrupted, numbers_of
 
-    numbers = getattr(source, "index", None)
+    numbers = numbers_of(source)
     return np.stack(
         [
             np.stack(

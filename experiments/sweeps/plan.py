@@ -16,7 +16,6 @@ from train import cli
 from train.setup import config as configs
 from train.storage import files
 
-MOST = 10_000  # trials of a sweep
 FEW = 8  # settings that are checked in this process, if it computes on the CPU
 
 
@@ -98,8 +97,10 @@ def _check_count(keys: Sequence[space.Key], random: int, seeds: Sequence[int]) -
     count = (random or 1) * len(seeds)
     for key in keys:
         count *= 1 if random else max(1, len(key.texts))
-    if count > MOST:
-        raise UserError(f"the sweep has {count:,} trials; the maximum is {MOST:,}: sweep fewer values, or use --random")
+    if count > space.MOST:
+        raise UserError(
+            f"the sweep has {count:,} trials; the maximum is {space.MOST:,}: sweep fewer values, or use --random"
+        )
 
 
 def _check_different(key: space.Key, values: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from models.errors import UserError
 
 DISTRIBUTION = re.compile(r"(log|uniform|int)\(([^,()]+),([^,()]+)\)")
+MOST = 10_000  # trials of a sweep
 Texts = Mapping[str, str]  # {key: its value, as the command line takes it}
 
 
@@ -78,6 +79,8 @@ def _key(path: str, text: str) -> Key:
             raise UserError(f"--over {path}={text}: the bounds must be numbers") from None
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise UserError(f"--over {path}={text}: the first bound must be below the second")
+        if not math.isfinite(high - low) or (kind == "int" and max(abs(low), abs(high)) >= 2**63):
+            raise UserError(f"--over {path}={text}: the bounds are too far from 0")
         if kind == "log" and low <= 0:
             raise UserError(f"--over {path}={text}: the bounds of log must be above 0")
         if kind == "int" and not (low.is_integer() and high.is_integer()):
@@ -105,9 +108,11 @@ def split(text: str) -> list[str]:
 def _seeds(text: str) -> list[int]:
     first, colon, end = text.partition(":")
     try:
-        seeds = list(range(int(first), int(end))) if colon else [int(part) for part in text.split(",")]
+        seeds = list(range(int(first), int(end))[: MOST + 1]) if colon else [int(part) for part in text.split(",")]
     except ValueError:
         seeds = []
+    if len(seeds) > MOST:
+        raise UserError(f"--over seed={text}: these are too many seeds; allowed: at most {MOST:,}")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise UserError(f"--over seed={text}: write FIRST:END, e.g. 0:3 for 0, 1 and 2, or a list of different seeds")
     return seeds

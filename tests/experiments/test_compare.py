@@ -139,7 +139,7 @@ def test_numbers_are_those_of_the_summaries_and_answers_those_of_the_networks(tr
 
 
 def test_the_trials_of_a_study_by_their_ledger(tmp_path):
-    content, output = execute([DEPTH], tmp_path / "out")
+    content, output = execute([DEPTH, f"{DEPTH}/", DEPTH / "trials.jsonl"], tmp_path / "out")  # the same ledger
     lines = [json.loads(line) for line in (DEPTH / "trials.jsonl").read_text().splitlines()]
     for group in content["groups"]:
         accuracy = [

@@ -14,6 +14,7 @@ from experiments.corruptions import measure, output
 from models.errors import UserError
 from tests import tiny
 from train import restore
+from train.data.corrupted import numbers_of
 from train.data.corruptions.severities import COMMON, NAMES
 from train.data.select import select
 
@@ -119,9 +120,28 @@ def test_names_and_severities():
     assert command.chosen_names(["all"], 3) == list(NAMES)
     assert set(NAMES) - set(command.chosen_names(["all"], 1)) == {"saturate"}
     assert command.chosen_severities(["5", "1-2"]) == [1, 2, 5]
-    for texts in (["0"], ["6"], ["1-9"], ["x"], ["-2"], [""], []):
+    for texts in (["0"], ["6"], ["1-9"], ["1-5000000000"], ["x"], ["-2"], [""], []):
         with pytest.raises(UserError, match="must be numbers from 1 to 5"):
             command.chosen_severities(texts)
+
+
+def test_chosen_classes_keep_the_numbers_of_the_network(folder):
+    network, _ = restore.load_network(folder)
+    whole, chosen = network.images.test, command.chosen_images(network, "classes('5-9')|share(0.5)")
+    numbers = numbers_of(chosen)
+    assert set(chosen.all_labels()) == set(range(5, 10))
+    np.testing.assert_array_equal(chosen.all_labels(), whole.all_labels()[numbers])
+    np.testing.assert_array_equal(chosen.arrays()["image"], whole.arrays()["image"][numbers])
+    assert command.chosen_images(network, "") is whole
+    with pytest.raises(UserError, match=r"--select=place\(32\): its images are 32x32x1, and the network takes 8x8x1"):
+        command.chosen_images(network, "place(32)")
+
+
+def test_a_baseline_without_errors_is_refused_before_anything_is_measured(tmp_path):
+    content = {"identity": {}, "classes": 10, "severities": [1], "clean_error": 0.0, "errors": {"fog": [0.0]}}
+    (tmp_path / "corruptions.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="makes no error under fog: no ratio to it exists"):
+        measure.read_baseline(str(tmp_path), ["fog"], [1], {"classes": 10, "identity": {}})
 
 
 def test_examples_of_large_images_are_shrunk():

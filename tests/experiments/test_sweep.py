@@ -87,6 +87,9 @@ def test_values_have_the_types_of_their_keys_and_every_combination_is_a_setting(
         (["optimizer.l1=uniform(2,1)"], {"random": 2}, "the first bound must be below the second"),
         (["optimizer.l1=uniform(a,1)"], {"random": 2}, "the bounds must be numbers"),
         (["model.width=int(1.5,4)"], {"random": 2}, "the bounds of int must be whole numbers"),
+        (["model.width=int(1,1e20)"], {"random": 2}, "the bounds are too far from 0"),
+        (["optimizer.l1=uniform(-1e308,1e308)"], {"random": 2}, "the bounds are too far from 0"),
+        (["seed=0:5000000000"], {}, "these are too many seeds; allowed: at most 10,000"),
         (["seed=0:2"], {"random": 2}, "--random draws values of keys"),
     ],
 )

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +36,9 @@ class Renumbered(Part):
         self.classes, self.label_shape = tuple(classes), (len(classes),) if source.label_shape else ()
 
     @property
-    def how(self) -> bytes:
-        return self.numbers.tobytes()
+    def how(self) -> Any:
+        own, inner = self.numbers.tobytes(), self.source.how
+        return (own, inner) if inner else own
 
     def fetch(self, indices: Indices) -> list[tuple[Stored, Label]]:
         return [(stored, self._label(label)) for stored, label in super().fetch(indices)]

@@ -7,6 +7,7 @@ import numpy as np
 
 from models import plugins
 from models.errors import choice_error
+from train.data import classes
 from train.data.corruptions.severities import NAMES, SEVERITIES
 from train.data.source import Indices, Label, Source, Stored, Wrapped
 
@@ -38,6 +39,15 @@ def check(name: str, severity: int, shape: Sequence[int]) -> None:
 def generator(name: str, severity: int, index: int, seed: int = 0) -> np.random.Generator:
     """Returns the generator of one image's corruption, which depends on nothing else."""
     return np.random.default_rng([seed, 74, NAMES.index(name), severity, index])
+
+
+def numbers_of(source: Source) -> np.ndarray | None:
+    """Returns the number of each image in its split, int [N], where `source` is a selection; otherwise None."""
+    if isinstance(source, Corrupted):
+        return source.numbers
+    if isinstance(source, classes.Renumbered) and (numbers := numbers_of(source.source)) is not None:
+        return numbers[source.index]
+    return getattr(source, "index", None)
 
 
 class Corrupted(Wrapped):

@@ -155,6 +155,9 @@ class Part(Wrapped):
     def fetch(self, indices: Indices) -> Sequence[tuple[Stored, Label]]:
         return self.source.fetch(self.index[np.asarray(indices, np.int64)])
 
+    def decode(self, index: int, stored: Stored, rng: np.random.Generator | None) -> np.ndarray:
+        return self.source.decode(int(self.index[index]), stored, rng)
+
     def name(self, index: int) -> str:
         return self.source.name(int(self.index[index]))
 

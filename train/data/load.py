@@ -41,7 +41,8 @@ def load(config: Any, split: str) -> Source:
     """
     options = Options.read(config)
     part = {"train": options.select, "test": options.select_test}.get(split, "")
-    return select(_load({"train": options.train_split, "test": options.test_split}.get(split, split), options), part)
+    name = {"train": options.train_split, "test": options.test_split}.get(split, split)
+    return select(_load(name, options, split == "train"), part)
 
 
 def load_test(data: Mapping[str, Any], **changes: Any) -> Source:
@@ -49,14 +50,14 @@ def load_test(data: Mapping[str, Any], **changes: Any) -> Source:
     return load(types.SimpleNamespace(**{**data, **changes}), "test")
 
 
-def _load(split: str, options: Options) -> Source:
+def _load(split: str, options: Options, trains: bool) -> Source:
     if options.source.startswith(mixture.PREFIX):
         sets = mixture.parse(options.source)
-        sources = [_load(split, dataclasses.replace(options, source=name)) for name, _ in sets]
+        sources = [_load(split, dataclasses.replace(options, source=name), trains) for name, _ in sets]
         shares = [share for _, share in sets if share is not None]
         try:
             # A test set has each image once, whatever the shares
-            return mixture.Mixture(sources, shares if split in ("train", options.train_split) and shares else None)
+            return mixture.Mixture(sources, shares if trains and shares else None)
         except UserError as error:
             raise UserError(f"data.source={options.source}: {error}") from None
     if plugins.split(options.source):

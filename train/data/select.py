@@ -25,7 +25,7 @@ import numpy as np
 
 from models.errors import UserError
 from train.data.composite import Placed
-from train.data.corrupted import Corrupted
+from train.data.corrupted import Corrupted, numbers_of
 from train.data.identity import Digest
 from train.data.source import Indices, Label, Source, Stored, Wrapped, groups_within
 from train.setup import spec
@@ -111,9 +111,9 @@ class _Selection:
         number[self.class_labels] = np.arange(len(self.class_labels))
         return number[self.labels[self.index]]
 
-    def rank(self, seed: int) -> np.ndarray:
+    def rank(self, seed: int, stream: int = 71) -> np.ndarray:
         """Returns a random number for each selected example, which does not depend on the rest of the selection."""
-        return np.random.default_rng([seed, 71]).random(len(self.source))[self.index]
+        return np.random.default_rng([seed, stream]).random(len(self.source))[self.index]
 
     def keep(self, mask: np.ndarray) -> None:
         """Keeps the selected examples whose entry of `mask` is True."""
@@ -165,7 +165,7 @@ def paint(selection: _Selection, classes: Any = "all", p: float = 1.0, size: flo
         raise ValueError(f"p={p} and size={size} must be in (0, 1]")
     count = len(selection.class_labels)
     numbers = range(count) if classes == "all" else _numbers([classes], count)
-    painted = np.isin(selection.new_labels(), list(numbers)) & (selection.rank(seed + 1) < p)
+    painted = np.isin(selection.new_labels(), list(numbers)) & (selection.rank(seed, 75) < p)
     selection.painted[selection.index[painted]] = size
 
 
@@ -190,7 +190,7 @@ def place(
 def corrupt(selection: _Selection, name: str, severity: int = 3, seed: int = 0) -> None:
     """Corrupts the selected images; see the module."""
     # An image's randomness is keyed by its number in the split, so that it does not depend on the selection
-    numbers = None if selection.changed else selection.index
+    numbers = numbers_of(selection.changed) if selection.changed else selection.index
     selection.changed = Corrupted(selection.changed or selection.selected(), name, severity, seed, numbers)
 
 
@@ -215,7 +215,10 @@ def _numbers(which: Sequence[Any], count: int) -> list[int]:
         if not match:
             raise ValueError(f"cannot read the classes {part!r}; allowed: a number, a range such as '0-4', or '0-9/2'")
         low, high, step = match.groups()
-        numbers += range(int(low), int(high or low) + 1, int(step or 1))
+        if int(high or low) < count:
+            numbers += range(int(low), int(high or low) + 1, int(step or 1))
+        else:
+            numbers.append(int(high or low))  # is refused below
     if not numbers or max(numbers) >= count or len(set(numbers)) != len(numbers):
         raise ValueError(f"classes must be distinct numbers from 0 to {count - 1}, not {', '.join(map(str, which))}")
     return numbers

@@ -211,8 +211,11 @@ def _start_worker(index: int, count: int) -> None:
     jax.config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent stops its workers
     # A preemption's SIGTERM also reaches the whole group. The worker exits 10 s later, because the parent needs batches
-    # until it has saved its checkpoint.
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(10, os._exit, (0,)).start())
+    # until it has saved its checkpoint. Grain takes only a worker that exits with an error for one that is gone.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(10, os._exit, (1,)).start())
+    for name in ("SIGUSR1", "SIGUSR2"):  # the parent takes them for SIGTERM (train/interruption.py); Windows has none
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

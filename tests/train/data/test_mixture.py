@@ -8,6 +8,7 @@ import pytest
 from models.errors import UserError
 from models.weights import tags
 from train.data import classes, imagenet, load, mixture
+from train.data.corrupted import Corrupted
 from train.data.options import Options
 from train.data.shuffle import Order
 from train.data.sources.arrays import ArraySource
@@ -61,11 +62,20 @@ def test_a_text_names_sets_and_shares(tmp_path):
     text = f"mixture(arrays:{tmp_path}/one.npz=1, arrays:{tmp_path}/two.npz=3)"
     train, test = (load.load(Options(source=text), split) for split in ("train", "test"))
     assert (len(train), len(test)) == (40, 20) and values(train).count(50) == 30
+    assert len(load.load(Options(source=text, test_split="train"), "test")) == 20
     for wrong in ("mixture(digits)", "mixture(digits=1, digits)", "mixture(digits, digits", "mixture(a=0, b=1)"):
         with pytest.raises(UserError, match=r"must be mixture\(SOURCE, SOURCE"):
             load.load(Options(source=wrong), "train")
     with pytest.raises(UserError, match=r"data.source=mixture.*unknown data.source 'nothing'|nothing"):
         load.load(Options(source="mixture(digits, nothing)"), "train")
+
+
+def test_renumbered_images_are_those_of_the_set():
+    corrupted = Corrupted(source(6, side=8), "gaussian_noise", 5)
+    renumbered = classes.Renumbered(corrupted, np.array([2, 1, 0]), "cba")
+    np.testing.assert_array_equal(renumbered.arrays()["image"], corrupted.arrays()["image"])
+    again = classes.Renumbered(Corrupted(source(6, side=8), "gaussian_noise", 4), np.array([2, 1, 0]), "cba")
+    assert renumbered.identity() != again.identity()
 
 
 def test_sets_that_do_not_fit():

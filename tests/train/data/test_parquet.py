@@ -212,3 +212,12 @@ def test_sets_of_the_hub(hub, tmp_path, monkeypatch):
     hub.repositories["datasets/org/text"] = {"README.md": b"hello"}
     with pytest.raises(UserError, match="@refs/convert/parquet"):
         opened("hf:org/text")
+
+
+def test_images_without_labels(tmp_path):
+    write(tmp_path / "train.parquet", 6, names=None, labels=[[0], [1], None, [0, 1], [], [1]])
+    source = opened(f"parquet:{tmp_path}")
+    assert source.classes == ("0", "1") and source.all_labels()[2:5].tolist() == [[0, 0], [1, 1], [0, 0]]
+    write(tmp_path / "train.parquet", 3, names=None, labels=["cat", None, "dog"])
+    with pytest.raises(UserError, match="row 1: its label is None"):
+        opened(f"parquet:{tmp_path}").all_labels()

@@ -70,6 +70,8 @@ def test_paint_only_marks_images_of_its_classes_and_changes_no_label():
     np.testing.assert_array_equal(painted["image"][:, :, :-2], plain["image"][:, :, :-2])
     np.testing.assert_array_equal(painted["label"], plain["label"])
     assert plain["image"].max() < 60  # the source itself is unchanged
+    chosen = select(source(200), "share(0.5, seed=1)|paint(p=0.5)")  # not the images that the share chose
+    assert 0.35 < (chosen.painted > 0).mean() < 0.65
     half = (select(source(6000), "paint(p=0.5)").painted > 0).mean()
     assert 0.47 < half < 0.53
     gray = select(source(channels=1), "paint()").arrays()["image"]

@@ -213,3 +213,21 @@ def test_the_pipeline_is_chosen_by_size_and_crop(insects):
         choose("residents", lambda: digits)
     big = ArraySource(np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (3, 30000, 30000, 1), (0,) * 4), np.zeros(3, int))  # noqa: E501  # fmt: skip
     assert not fits(big)
+
+
+def test_workers_leave_signals_of_schedulers_to_the_run(monkeypatch):
+    handlers = {}
+    monkeypatch.setattr(stream_module.signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(stream_module.threading, "Thread", lambda **_: SimpleNamespace(start=lambda: None))
+    timers = []
+    monkeypatch.setattr(
+        stream_module.threading, "Timer", lambda *args: SimpleNamespace(start=lambda: timers.append(args))
+    )
+    stream_module._start_worker(0, 1)
+    assert {number for number, handler in handlers.items() if handler == signal.SIG_IGN} == {
+        signal.SIGINT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    }
+    handlers[signal.SIGTERM]()
+    assert timers == [(10, os._exit, (1,))]  # an exit with 0 would look to Grain as if the worker still ran

@@ -180,11 +180,13 @@ def test_labels_mean_in_each_split_what_they_mean_in_training(tmp_path):
         ("a-{000..002}.tar", ["a-000.tar", "a-001.tar", "a-002.tar"]),
         ("{a,b}{9..10}", ["a9", "a10", "b9", "b10"]),
         ("a{}b", ["ab"]),
+        ("t-{{00..01},{10..11}}", ["t-00", "t-10", "t-11", "t-01"]),
+        ("{a,{b,c}}d", ["ad", "bd", "cd"]),
         ("plain", ["plain"]),
     ],
 )
 def test_braces_are_webdatasets(pattern, expected):
-    assert webdataset.expand(pattern) == expected
+    assert sorted(webdataset.expand(pattern)) == sorted(expected)
 
 
 def test_missing_shards_are_named(tmp_path):
@@ -258,6 +260,21 @@ def ilsvrc(root):
     written(root / "ILSVRC2012_img_val.tar", {f"ILSVRC2012_val_{i:08}.JPEG": png(100 + i) for i in range(1, 10)})
     written(root / "ILSVRC2012_img_test_v10102019.tar", {"test/ILSVRC2012_test_1.JPEG": png(0)})
     return [0, 2, 1, 1, 0, 2, 2, 1, 0]
+
+
+def test_labels_beside_several_tars_are_those_of_the_sorted_names(tmp_path):
+    for number in range(2):  # val-0.tar has 0.png, 2.png, …; its label lies in line 0, 2, …
+        written(tmp_path / f"val-{number}.tar", {f"{i}.png": png(i) for i in range(number, 6, 2)})
+    written(tmp_path / "train.tar", {f"{name}/0.png": png(9) for name in "ab"})
+    (tmp_path / "val_labels.txt").write_text("a\nb\nb\na\nb\na\n")
+    test = opened(f"tar:{tmp_path}", "test")
+    names = [test.name(i)[-5:] for i in range(6)]
+    assert {name: test.classes[label] for name, label in zip(names, test.all_labels(), strict=True)} == {
+        f"{i}.png": "abbaba"[i] for i in range(6)
+    }
+    written(tmp_path / "val-1.tar", {"0.png": png(0), "1.png": png(1), "2.png": png(2)})
+    with pytest.raises(UserError, match="0.png is in several tars"):
+        opened(f"tar:{tmp_path}", "test")
 
 
 def devkit(labels, numbers=(7, 5, 9)):

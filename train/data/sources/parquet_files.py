@@ -143,7 +143,8 @@ def classes(files: Sequence[Path], column: Column) -> tuple[str, ...]:
     distinct: set[Any] = set()
     for file in files:
         for values in labels(file, column):
-            distinct |= set(values if column.several else [values])
+            distinct |= set((values or ()) if column.several else [values])
+    distinct.discard(None)  # the row is named where its label is read
     if all(isinstance(value, str) for value in distinct):
         return tuple(sorted(distinct))
     highest = max((value for value in distinct if isinstance(value, int)), default=0)

@@ -70,6 +70,8 @@ def index(kind: str, paths: Sequence[str], scan: Scan, by_name: bool = False) ->
     Raises:
       UserError: a file cannot be read or is not a whole, uncompressed tar, or as `scan` does.
     """
+    # Scans leave out what PIL cannot read, and another version of PIL reads other formats
+    kind = f"{kind}-{Digest().add(*sorted(listing.endings())).short()}"
     return Index(paths, kept.kept(kind, paths, lambda: _build(paths, scan, by_name)))
 
 

@@ -1,6 +1,7 @@
 """Tar files of images in folders, and ImageNet's archives as they are downloaded; nothing is unpacked."""
 
 import dataclasses
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -165,7 +166,12 @@ def _in_folders(index: tar_index.Index, keys: list[str], folders: dict[int, Fold
 
 def _flat(index: tar_index.Index, keys: list[str], path: str) -> Images:
     """Returns images that lie in no folders; their labels lie beside the tar."""
-    labels = tar_labels.beside(Path(path), list(index.names))
+    names = list(index.names)
+    order = sorted(range(len(names)), key=lambda row: names[row])  # the names of several tars follow each other
+    ordered = [names[row] for row in order]
+    if twice := [name for name, following in itertools.pairwise(ordered) if name == following]:
+        raise UserError(f"{path}: {identity.shown(twice[0])} is in several tars, so labels beside them are ambiguous")
+    labels = [text for _, text in sorted(zip(order, tar_labels.beside(Path(path), ordered), strict=True))]
     classes = list(dict.fromkeys(labels))
     numbers = {name: number for number, name in enumerate(classes)}
     code = np.array([numbers[label] for label in labels], np.int32)

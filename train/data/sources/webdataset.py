@@ -112,20 +112,30 @@ def expand(pattern: str) -> list[str]:
     Raises:
       UserError: a range runs backward, or there are too many texts.
     """
-    texts = [pattern]
-    while match := _BRACES.search(texts[0]):
-        ends = _RANGE.fullmatch(match[1])
-        if ends:
-            low, high = int(ends[1]), int(ends[2])
-            if not 0 <= high - low < _MOST_SHARDS:
-                raise UserError(f"{pattern}: the range {match[0]} must rise, and name at most {_MOST_SHARDS:,} shards")
-            parts = [f"{number:0{len(ends[1])}}" for number in range(low, high + 1)]
-        else:
-            parts = match[1].split(",")
-        if len(texts) * len(parts) > _MOST_SHARDS:
-            raise UserError(f"{pattern}: these are more than {_MOST_SHARDS:,} shards")
-        texts = [_BRACES.sub(lambda _, part=part: part, text, count=1) for text in texts for part in parts]
-    return texts
+    texts = {pattern: None}  # a dictionary, because nested braces stand for some texts several times
+    while True:
+        expanded: dict[str, None] = {}
+        for text in texts:
+            match = _BRACES.search(text)
+            parts = _parts(pattern, match) if match else [""]
+            if len(expanded) + len(parts) > _MOST_SHARDS:
+                raise UserError(f"{pattern}: these are more than {_MOST_SHARDS:,} shards")
+            start, end = match.span() if match else (len(text), len(text))
+            expanded |= dict.fromkeys(text[:start] + part + text[end:] for part in parts)
+        if expanded == texts:
+            return list(texts)
+        texts = expanded
+
+
+def _parts(pattern: str, braces: re.Match[str]) -> list[str]:
+    """Returns the texts that innermost braces of a pattern stand for."""
+    ends = _RANGE.fullmatch(braces[1])
+    if not ends:
+        return braces[1].split(",")
+    low, high = int(ends[1]), int(ends[2])
+    if not 0 <= high - low < _MOST_SHARDS:
+        raise UserError(f"{pattern}: the range {braces[0]} must rise, and name at most {_MOST_SHARDS:,} shards")
+    return [f"{number:0{len(ends[1])}}" for number in range(low, high + 1)]
 
 
 def _by_split(paths: Sequence[str]) -> dict[str, list[str]]:
