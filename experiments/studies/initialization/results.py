@@ -29,6 +29,8 @@ NETWORKS = {  # label -> (model without its depth, norm)
 }
 NATS = 0.01  # smallest difference of training losses that matters
 CONVERGED = 0.5  # test accuracy far from both chance (10 %) and the best
+# The same for 5 epochs of scale cifar, where 32 plain layers from MSRA reach 46 % (one run, commit b79859d).
+CONVERGED_BRIEFLY, BRIEF = 0.25, "tfds:cifar10_jpeg"
 COLORS = dict(zip(INITS, (RED, YELLOW, BROWN, BLUE, CYAN, PURPLE, GREEN), strict=True))
 PAIR = ("MSRA fan-in", "Xavier")
 
@@ -44,10 +46,15 @@ def _depth(outcomes: Outcomes, role: str) -> int:
     return outcomes.where(at="end", role=role).distinct("depth")[0]
 
 
-def _share(outcomes: Outcomes, network: str, role: str, init: str) -> tuple[int, int]:
+def _converged(runs: Outcomes) -> tuple[int, int]:
     """Returns the number of runs that converged, and the number of all runs."""
-    values = _end(outcomes, network, role, init).values("accuracy")
-    return sum(value >= CONVERGED for value in values), len(values)
+    values = runs.values("accuracy")
+    least = CONVERGED_BRIEFLY if (runs.first() or {}).get("data") == BRIEF else CONVERGED
+    return sum(value >= least for value in values), len(values)
+
+
+def _share(outcomes: Outcomes, network: str, role: str, init: str) -> tuple[int, int]:
+    return _converged(_end(outcomes, network, role, init))
 
 
 def _factors(outcomes: Outcomes, init: str, direction: str, network: str = "plain") -> list[float]:
@@ -185,10 +192,9 @@ def draw_training(outcomes: Outcomes, figure: Any) -> None:
     for (above, below), ((depth,), runs) in zip(panels.T, plain.groups("depth"), strict=True):
         for (init,), group in runs.groups("init"):
             curves(above, group, "train", "loss", init, color=COLORS[init], alpha=0.7, linewidth=0.9)
-            values = group.values("accuracy", 0.0)
-            good = sum(value >= CONVERGED for value in values)
-            below.barh(inits.index(init), 100 * good / len(values), color=COLORS[init])
-            below.text(100 * good / len(values), inits.index(init), f" {good} of {len(values)}", va="center")
+            good, count = _converged(group)
+            below.barh(inits.index(init), 100 * good / count, color=COLORS[init])
+            below.text(100 * good / count, inits.index(init), f" {good} of {count}", va="center")
         finish(above, title=f"{depth} layers", xlabel="step")
         finish(below, xlabel="runs that converge (%)", xlim=(0, 125))
         fixed_ticks(below.xaxis, range(0, 101, 25))
