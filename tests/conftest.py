@@ -1,15 +1,13 @@
 """Every test process has four CPU devices, so that multi-device code can be tested anywhere.
 
-Compilation takes most of the tests' time, so the processes of one run share a compilation cache. LLVM does not
-optimize, does not split programs for parallel compilation, and does not use MLIR for fusions. XLA_FLAGS, where set,
-takes precedence (`make test-all` compiles as users do).
+Compilation takes most of the tests' time, so the processes of one run share a compilation cache, which starts with the
+programs of earlier runs (programs.py). LLVM does not optimize, does not split programs for parallel compilation, and
+does not use MLIR for fusions. XLA_FLAGS, where set, takes precedence (`make test-all` compiles as users do).
 """
 
 import atexit
 import gc
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # correctness tests compare with references recorded on a CPU
@@ -18,17 +16,19 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and subprocesses inherit it
-    folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ablate-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    from tests import programs
+
+    atexit.register(programs.end, programs.begin())
 
 import jax
 import pytest
 
+from models.analysis import timing
 from tests import tiers
 from tests.browser import browser  # noqa: F401  (a fixture)
 
 jax.config.update("jax_num_cpu_devices", 4)
+timing.SPINNING = 0.0  # exports and frontiers wait before each timed call, and no test compares their times
 
 # The longest files come first, by measured time, so that no worker is left alone with one at the end (`make test` keeps
 # this order).
