@@ -3,6 +3,10 @@
 The processes of a run share a folder, JAX_COMPILATION_CACHE_DIR. The key of a program holds all that it depends on: its
 operations, the flags, and the version of jaxlib; the place holds the processor. A run links the kept programs into its
 folder, and keeps what is new in it at its end, so a process that is killed while it writes harms one run alone.
+
+    python -m tests.programs
+
+prints the ten programs that took longest to compile.
 """
 
 import contextlib
@@ -43,13 +47,11 @@ def kept():
 
 def end(folder):
     """Keeps the new programs of a run that are whole, and removes its folder."""
-    from jax._src.compilation_cache import decompress_executable
-
     with contextlib.suppress(OSError):
         kept().mkdir(parents=True, exist_ok=True)
         for name in set(os.listdir(folder)) - set(os.listdir(kept())):
             with contextlib.suppress(Exception):  # whatever a part of a file makes of it
-                decompress_executable((folder / name).read_bytes())
+                seconds(folder / name)
                 os.link(folder / name, kept() / name)
         files = sorted(kept().iterdir(), key=lambda file: file.stat().st_mtime)
         excess = sum(file.stat().st_size for file in files) - MOST_BYTES
@@ -58,3 +60,16 @@ def end(folder):
                 excess -= file.stat().st_size
                 file.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def seconds(file):
+    """Returns the whole seconds that a program took to compile; raises an error for a part of a file."""
+    from jax._src import compilation_cache as jax_cache
+
+    return jax_cache.extract_executable_and_time(jax_cache.decompress_executable(file.read_bytes()))[1]
+
+
+if __name__ == "__main__":
+    longest = sorted(((seconds(file), file.stat().st_size, file.name) for file in kept().iterdir()), reverse=True)
+    for time_of, size, name in longest[:10]:
+        print(f"{time_of:3d} s {size / 2**10:8,.0f} KiB  {name}")
