@@ -1,15 +1,13 @@
 """Every test process has four CPU devices, so that multi-device code can be tested anywhere.
 
-Compilation takes most of the tests' time, so the processes of one run share a compilation cache. LLVM does not
-optimize, does not split programs for parallel compilation, and does not use MLIR for fusions. XLA_FLAGS, where set,
-takes precedence (`make test-all` compiles as users do).
+Compilation takes most of the tests' time, so the processes of one run share a compilation cache, which starts with the
+programs of earlier runs (programs.py). LLVM does not optimize, does not split programs for parallel compilation, and
+does not use MLIR for fusions. XLA_FLAGS, where set, takes precedence (`make test-all` compiles as users do).
 """
 
 import atexit
 import gc
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # correctness tests compare with references recorded on a CPU
@@ -18,71 +16,75 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and subprocesses inherit it
-    folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ablate-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    from tests import programs
+
+    atexit.register(programs.end, programs.begin())
 
 import jax
 import pytest
 
+from models.analysis import timing
 from tests import tiers
 from tests.browser import browser  # noqa: F401  (a fixture)
 
 jax.config.update("jax_num_cpu_devices", 4)
+timing.SPINNING = 0.0  # exports and frontiers wait before each timed call, and no test compares their times
 
 # The longest files come first, by measured time, so that no worker is left alone with one at the end (`make test` keeps
 # this order).
 LONG = """
 models/test_any_network.py
-train/devices/test_multihost.py
-train/test_export.py
 train/test_published.py
 experiments/test_studies.py
-experiments/test_frontier.py
+experiments/test_launch_slurm.py
 train/test_export_int8.py
-train/tasks/test_distill.py
-train/devices/test_sharded_checkpoints.py
-experiments/test_sweep.py
-train/optim/test_structures.py
-train/devices/test_parallel.py
-models/test_registry.py
 models/weights/test_hub.py
-train/serving/test_server.py
-train/test_remote.py
-models/test_parity.py
-train/test_loop.py
+models/test_registry.py
+experiments/test_sweep.py
 experiments/test_trials.py
-models/test_derivatives.py
-train/plots/test_mistakes.py
-train/test_hostile_workdir.py
-docs/test_adding.py
-train/optim/test_pruning.py
-train/test_reopened.py
-experiments/test_compare.py
-train/test_step.py
-train/test_resume.py
-train/data/test_resolutions.py
-train/test_extension.py
-train/test_moved.py
-train/optim/test_catalogue.py
-train/data/test_augment.py
-train/serving/test_app.py
-train/plots/test_curves.py
-models/test_vit.py
-train/tasks/test_adaptive.py
-experiments/test_optimizers.py
-docs/test_blocks.py
-train/test_trained.py
+train/test_export.py
+train/devices/test_multihost.py
+train/devices/test_parallel.py
+models/test_parity.py
+train/tasks/test_distill.py
+train/optim/test_structures.py
 train/test_adaptive.py
-models/layers/test_low_bit.py
-models/test_hostile.py
-models/explain/test_gradients.py
-models/test_gated.py
+train/serving/test_server.py
+train/data/test_augment.py
+experiments/test_frontier.py
+train/test_loop.py
+train/test_step.py
+models/test_derivatives.py
+train/test_reopened.py
+train/optim/test_catalogue.py
+train/test_remote.py
+train/tasks/test_adaptive.py
+train/test_resume.py
+train/serving/test_app.py
+train/test_trained.py
 train/data/test_stream.py
+train/test_extension.py
+models/test_gated.py
+models/layers/test_low_bit.py
+train/test_moved.py
+train/optim/test_pruning.py
+models/test_vit.py
+experiments/test_queue.py
 train/optim/test_runs.py
-train/test_translate.py
+experiments/test_plain.py
 models/test_msdnet.py
+models/test_hostile.py
+experiments/test_compare.py
+experiments/test_optimizers.py
+train/test_translate.py
 experiments/test_costs.py
+models/explain/test_gradients.py
+train/optim/test_sam.py
+train/data/test_resolutions.py
+train/devices/test_sharded_checkpoints.py
+train/test_hostile_workdir.py
+experiments/test_explain.py
+train/test_hostile_more.py
 """.strip().splitlines()
 
 

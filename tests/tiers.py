@@ -95,6 +95,10 @@ train/optim/test_pruning.py
     test_the_file_that_pruning_goes_by_belongs_to_the_run           0  test_sensitivity_from_a_file_…
     test_filters_that_cannot_be_removed_are_refused_before_training 1  compress/test_shrink.py
     test_exactly_the_required_number_of_highest_scores_is_kept      6  the other counts
+train/plots/test_curves.py
+    test_texts_do_not_collide                                       5  the other numbers
+train/plots/test_mistakes.py
+    test_texts_do_not_collide                                       7  the other numbers
 train/test_adaptive.py
     test_the_command                                                0  the other tests of this file, in the process
     test_blockdrop_from_a_network_and_both_from_that                0  train/tasks/test_adaptive.py

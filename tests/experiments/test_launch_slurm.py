@@ -63,7 +63,7 @@ def command(path, *flags):
 
 
 def environment(running):
-    return {**running.environment, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "COLUMNS": "200"}
+    return {**running.environment, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
 
 
 def start(running, path, *flags):

@@ -25,12 +25,12 @@ run, copied = damage.run, damage.copied  # fixtures
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(12))
 def test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line(run, tmp_path, capfd, part):
     """Tests 300 rounds of 1 to 3 accidents each."""
     held, rng = run[2], random.Random(part)
     with details.redirect(tmp_path / "details.log"):
-        for number in range(75):
+        for number in range(25):
             folder = tmp_path / str(number) / "checkpoints"
             shutil.copytree(run[1] / "checkpoints", folder)
             kinds = [damage.accident(folder, rng)]

@@ -286,7 +286,7 @@ def test_only_at_the_end():
     keep_first(
         1,
         [
-            dict(steps_per_call=1, data__pipeline="stream", data__workers=2),
+            dict(steps_per_call=1, data__pipeline="stream", data__workers=1),
             dict(devices=4, parallel="shard_map", accumulate=2),
             dict(precision="bfloat16", log_every="5 steps"),
             dict(devices=4, model__conv="int8", model__dense="int8"),

@@ -14,21 +14,21 @@ from tests.train.test_hostile_process import assert_each_point_once
 from tests.train.test_loop import final
 from train.storage import workdir
 
-FLAGS = (
+WHOLE = (
     *tiny.TINY_FLAGS,
     "--config.duration=60 steps",
-    "--config.checkpoint_every=4 steps",
     "--config.evaluate_every=20 steps",
     "--config.data.augment=crop(1)|mixup(0.2)",
     "--config.ema_decay=0.9",
 )
+FLAGS = (*WHOLE, "--config.checkpoint_every=4 steps")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Returns the final leaves of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "a run"
-    done = tiny.run(*FLAGS, f"--workdir={folder}")
+    done = tiny.run(*WHOLE, "--config.checkpoint_every=60 steps", f"--workdir={folder}")  # each takes a while
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"tensorboard --logdir='{folder}'"
     return final(folder)[0]

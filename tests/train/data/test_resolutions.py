@@ -112,6 +112,7 @@ def test_streamed_images_are_decoded_at_the_size(folder):
 
 def test_a_run_paused_between_sizes_ends_with_the_same_bits(tmp_path):
     changes = {"data__resolutions": "4|6@5 steps|8@70%", "data__repeats": 3, "checkpoint_every": "1 steps"}
+    changes["model__stage_sizes"] = (1,)  # each size has a program
     loop.train(tiny.config(**changes), tmp_path / "whole")
     loop.train(tiny.config(**changes), tmp_path / "parts", until=4)
     loop.train(tiny.config(**changes), tmp_path / "parts", until=7)

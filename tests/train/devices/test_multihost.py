@@ -49,6 +49,7 @@ class Log(Tracker):
             file.write(f"{{step}} {{min(values)}}\\n")
 """
 SECONDS = 60  # the others must notice within this time
+QUICK = {"XLA_FLAGS": os.environ["XLA_FLAGS"]}  # compiles as the tests' own process does (conftest.py)
 
 
 def start(*flags, others=(), count=2, devices=2):
@@ -65,6 +66,7 @@ def start(*flags, others=(), count=2, devices=2):
                 f"--process={index}",
                 *(others if index else ()),
                 devices=devices,
+                env=QUICK,
             )
         )
         for index in range(count)
@@ -94,7 +96,7 @@ def alone(folder, *flags, devices):
 
     It is compiled like the two processes, to keep batch norm's last digits.
     """
-    done = tiny.run(*FLAGS, *flags, f"--workdir={folder}", devices=devices)
+    done = tiny.run(*FLAGS, *flags, f"--workdir={folder}", devices=devices, env=QUICK)
     assert done.returncode == 0, done.stderr
     return final(folder)[0], done.stdout
 

@@ -33,7 +33,7 @@ def served(folder, *flags):
     """Starts the command, and returns its process and its port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "train.serve", str(folder), "--port=0", *flags],
-        cwd=tiny.ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}, text=True,
+        cwd=tiny.ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     lines = process.stdout.readline(), process.stdout.readline()
