@@ -7,13 +7,14 @@ additions and limits (ReLU, ReLU6) part of the loop that writes an output. There
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import ShapedArray
+from jax.core import ShapedArray, Tracer
 from jax.extend.core import Literal, Primitive
 from jax.interpreters import mlir
 
@@ -39,7 +40,7 @@ class Packed(NamedTuple):
 def fits(shape: Sequence[int], groups: int = 1) -> bool:
     """Returns whether fused.cc has a loop for a kernel of this shape, in this number of groups."""
     inputs, features = shape[-2:]
-    depthwise = groups > 1 and inputs == 1 and features == groups and np.prod(shape[:-2]) <= _MOST_TAPS
+    depthwise = groups > 1 and inputs == 1 and features == groups and math.prod(shape[:-2]) <= _MOST_TAPS
     return 0 not in shape and features >= SIZE and (groups == 1 or depthwise or features // groups % SIZE == 0)
 
 
@@ -112,7 +113,7 @@ class _Pending(NamedTuple):
 
     def then(self, name: str, other: Any) -> "_Pending | None":
         """Returns the layer with an operation as its end, or None if that must stay an operation."""
-        layer, is_number = self.layer, np.ndim(other) == 0 and not isinstance(other, jax.core.Tracer)
+        layer, is_number = self.layer, np.ndim(other) == 0 and not isinstance(other, Tracer)
         if name == "add" and np.shape(other) == layer.shape and self.add is None:
             if other.dtype == jnp.float32 and (layer.least, layer.most) == (-np.inf, np.inf):
                 return self._replace(add=other)

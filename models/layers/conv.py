@@ -104,8 +104,9 @@ class Conv(nn.Module):
         x, kernel = dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
         opened = self.get_variable(OPENED, "kernel")  # None unless models/compress/skip.py opened the network
         if opened is not None and blocks.supports(x, padding):
-            convolve = fused.convolve if isinstance(opened, fused.Packed) else blocks.convolve
-            return convolve(x, opened, pair(kernel.shape[:2]), strides, padding, dilation, self.groups)
+            how = (pair(kernel.shape[:2]), strides, padding, dilation, self.groups)
+            is_packed = isinstance(opened, fused.Packed)
+            return fused.convolve(x, opened, *how) if is_packed else blocks.convolve(x, opened, *how)
         y = conv2d(x, kernel, strides, padding, dilation, self.groups)
         return y if opened is None else y + opened.bias.astype(y.dtype)
 
@@ -153,6 +154,7 @@ class Dense(nn.Module):
         x, kernel = dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
         opened = self.get_variable(OPENED, "kernel")
         if opened is not None and blocks.supports(x):
-            return (fused.multiply if isinstance(opened, fused.Packed) else blocks.multiply)(x, opened)
+            is_packed = isinstance(opened, fused.Packed)
+            return fused.multiply(x, opened) if is_packed else blocks.multiply(x, opened)
         y = product(x, kernel)
         return y if opened is None else y + opened.bias.astype(y.dtype)
