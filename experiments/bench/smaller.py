@@ -21,8 +21,8 @@ USAGE = """Times the forward pass of smaller networks beside the whole ones.
 
 filters   ResNet-20, VGG-11 and ResNet-50 without a quarter and a half of the removable filters, as the smaller dense
           networks of models/compress/shrink.py; ResNet-50 with 90% of its weights 0, on the existing dense kernels
-blocks    ResNet-20 and ResNet-50 with 0 to 90% of the blocks of their kernels 0, which inference skips; dense and with
-          batch normalization folded, for comparison
+blocks    ResNet-20 and ResNet-50 with 0 to 90% of the blocks of their kernels 0, which inference skips; dense as in
+          training, and opened for inference, for comparison
 binary    preactivation ResNet-20 and ResNet-18 in floats; as XNOR networks in floats, and by xor and popcount
 layers    one convolution and one dense layer, in the same versions
 
@@ -139,7 +139,7 @@ def blocks() -> list[tuple[str, list[Timed]]]:
     import numpy as np
 
     import models
-    from models.compress import fold, skip
+    from models.compress import skip
     from models.kernels.blocks import SIZE
 
     def zeroed(rng, leaf, share):
@@ -153,10 +153,10 @@ def blocks() -> list[tuple[str, list[Timed]]]:
     for name, size, batch in (("resnet20", 32, 1), ("resnet20", 32, 8), ("resnet50", 224, 1), ("resnet50", 224, 8)):
         model, shape = models.create(name), (batch, size, size, 3)
         variables, images = _drawn(model, shape)
-        folded = fold.fold(model, variables, images)
+        opened = skip.opened(model, variables, images)
         programs = [
             network("dense", model, variables, images),
-            network("dense, folded", model, folded.variables, images, apply=folded.apply(model)),
+            network("dense, opened", model, opened.variables, images, apply=opened.apply),
         ]
         for share in (0.5, 0.75, 0.9):
             rng = np.random.default_rng(0)

@@ -1,8 +1,8 @@
-"""Inference that skips the zero blocks of pruned convolutions and dense layers, on CPUs.
+"""Inference of trained networks on CPUs: kernels are prepared once, when a network is opened, and without gradients.
 
-A block is 16 neighboring output features of one tap and one input channel (models/kernels/blocks.py). The nonzero
-blocks of a network are collected once, when it is opened; its layers then multiply only those. Batch normalization is
-folded into the layers (models/compress/fold.py), because without most of the products it would take half of the time.
+Batch normalization is folded into the layers (models/compress/fold.py). Kernels are packed for loops that end with a
+bias, a shortcut and ReLU (models/kernels/fused.py). Of pruned kernels, only the nonzero blocks are multiplied. A block
+is 16 neighboring output features of one tap and one input channel (models/kernels/blocks.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ import numpy as np
 from flax import traverse_util
 
 from models.compress import fold
-from models.kernels import blocks
-from models.layers.conv import BLOCKS, Conv, Dense, width_of
+from models.kernels import blocks, fused
+from models.layers.conv import OPENED, Conv, Dense
 
 LEAST = 0.4  # share of zero blocks from which a kernel is surely faster by its nonzero ones
 
@@ -45,44 +45,47 @@ def zeros(kernel: Any) -> float:
 def opened(model: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> Opened:
     """Prepares a network for inference; it skips the zero blocks of kernels of which at least LEAST are zero.
 
-    The network is unchanged if it has no such kernel, or if this process's device is not a CPU with native code.
+    The logits are within 1e-5 of the largest one. The network is unchanged if this process's device is not a CPU with
+    native code.
 
     Args:
       model: The network, which is called as `model.apply(variables, *inputs)`.
       variables: Its variables, as arrays in memory.
       *inputs: Inputs, or their shapes and types.
     """
-    kernels = traverse_util.flatten_dict(variables["params"])
-    shares = {path: zeros(leaf) for path, leaf in kernels.items() if path[-1] == "kernel"}
-    sparse = {path for path, share in shares.items() if share >= LEAST}
-    if sparse and blocks.available():
-        sparse &= _layers(model, variables, *inputs)
-    if not sparse or not blocks.available():
+    layers = _layers(model, variables, *inputs) if blocks.available() else {}
+    folded = fold.fold(model, variables, *inputs) if layers else None
+    if folded is None:
         return Opened(model.apply, dict(variables), {})
-    folded = fold.fold(model, variables, *inputs)
-    shifts, packed = dict(folded.shifts), {}
-    for path in sorted(sparse):
-        kernel = _at(folded.variables["params"], path)
-        packed[path] = blocks.pack(kernel, shifts.pop(path[:-1], None))
-    result = {**folded.variables, BLOCKS: traverse_util.unflatten_dict(packed)}
-    skipping = {"/".join(path): shares[path] for path in sorted(sparse)}
-    return Opened(folded._replace(shifts=shifts).apply(model), result, skipping)
+    shifts, kernels, skipping = dict(folded.shifts), {}, {}
+    for path, groups in sorted(layers.items()):
+        layer, share = _at(folded.variables["params"], path), 0.0
+        kernel, bias = layer["kernel"], shifts.get(path, layer.get("bias"))
+        if kernel.shape[-1] % (blocks.SIZE * groups) == 0:
+            share = zeros(kernel)
+        if share >= LEAST:
+            skipping["/".join((*path, "kernel"))] = share
+        elif not fused.fits(kernel.shape, groups):
+            continue
+        kernels[(*path, "kernel")] = (blocks if share >= LEAST else fused).pack(kernel, bias)
+        shifts.pop(path, None)
+    result = {**folded.variables, OPENED: traverse_util.unflatten_dict(kernels)}
+    return Opened(fused.merged(folded._replace(shifts=shifts).apply(model)), result, skipping)
 
 
-def _layers(model: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> set[tuple[str, ...]]:
-    """Returns the paths of the kernels of layers that take blocks; layers that compute their kernel do not."""
-    paths = set()
+def _layers(model: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> dict[tuple[str, ...], int]:
+    """Returns the groups of the layers that can be opened, by path; those that compute their kernel cannot."""
+    groups = {}
 
     def read(call, args, kwargs, context):
         layer = context.module
-        is_plain = context.method_name == "__call__" and type(layer) in (Conv, Dense)
-        if is_plain and width_of(layer) % (blocks.SIZE * getattr(layer, "groups", 1)) == 0:
-            paths.add((*layer.path, "kernel"))
+        if context.method_name == "__call__" and type(layer) in (Conv, Dense):
+            groups[layer.path] = getattr(layer, "groups", 1)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(read):
         jax.eval_shape(model.apply, variables, *inputs)
-    return paths
+    return groups
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:

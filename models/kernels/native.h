@@ -1,4 +1,4 @@
-// What conv.cc, signs.cc and blocks.cc share: vectors, threads, images with padding, and how XLA's foreign function
+// What conv.cc, signs.cc, blocks.cc and fused.cc share: vectors, threads, images with padding, and how XLA's foreign function
 // interface calls them (native.py).
 #pragma once
 #include <algorithm>

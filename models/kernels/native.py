@@ -1,4 +1,4 @@
-"""Native convolutions for CPUs: conv.cc, signs.cc and blocks.cc, which XLA's CPU programs call.
+"""Native convolutions for CPUs: conv.cc, signs.cc, blocks.cc and fused.cc, which XLA's CPU programs call.
 
 They are used if the settings of models/kernels/runtime.py are enabled and there is a C++ compiler (build.py). Without
 them, convolutions use lowerings that XLA compiles.
@@ -15,8 +15,8 @@ import numpy as np
 
 from models.kernels import build
 
-SOURCES = [Path(__file__).with_name(name) for name in ("conv.cc", "signs.cc", "blocks.cc", "native.h")]
-TARGETS = ("conv_forward", "conv_input_gradient", "conv_kernel_gradient", "conv_signs", "conv_blocks")
+SOURCES = [Path(__file__).with_name(name) for name in ("conv.cc", "signs.cc", "blocks.cc", "fused.cc", "native.h")]
+TARGETS = ("conv_forward", "conv_input_gradient", "conv_kernel_gradient", "conv_signs", "conv_blocks", "conv_fused")
 
 
 @functools.cache

@@ -10,10 +10,10 @@ from flax.linen import dtypes
 from jax import lax
 
 from models.errors import UserError, choice_error
-from models.kernels import blocks
+from models.kernels import blocks, fused
 from models.kernels.convolution import Padding, Pair, conv2d, pair, pair_of_pairs, product, unfused
 
-BLOCKS = "blocks"  # name of the collection of the nonzero blocks of kernels, see models/compress/skip.py
+OPENED = "opened"  # name of the collection of the kernels of an opened network, see models/compress/skip.py
 
 
 def same(sizes: Sequence[int], taps: Pair, strides: Pair, dilation: Pair) -> Padding:
@@ -93,20 +93,22 @@ class Conv(nn.Module):
         bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
         padding = around(self.padding, x.shape[1:3], size, strides, dilation)
         y = self.convolve(x, kernel, strides, padding, dilation)
-        return y if bias is None else y + bias.astype(y.dtype)
+        return y if bias is None or self.has_variable(OPENED, "kernel") else y + bias.astype(y.dtype)
 
     def effective(self, kernel: jax.Array) -> jax.Array:
         """Returns the kernel to convolve with, given the learned kernel."""
         return kernel
 
     def convolve(self, x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, dilation: Pair) -> jax.Array:
-        """Convolves x with the learned kernel, in the type of the computation, without the bias."""
+        """Convolves x with the learned kernel, in the type of the computation; only an opened one adds its bias."""
         x, kernel = dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
-        nonzero = self.get_variable(BLOCKS, "kernel")  # None unless models/compress/skip.py opened the network
-        if nonzero is not None and blocks.supports(x, padding):
-            return blocks.convolve(x, nonzero, pair(kernel.shape[:2]), strides, padding, dilation, self.groups)
+        opened = self.get_variable(OPENED, "kernel")  # None unless models/compress/skip.py opened the network
+        if opened is not None and blocks.supports(x, padding):
+            how = (pair(kernel.shape[:2]), strides, padding, dilation, self.groups)
+            is_packed = isinstance(opened, fused.Packed)
+            return fused.convolve(x, opened, *how) if is_packed else blocks.convolve(x, opened, *how)
         y = conv2d(x, kernel, strides, padding, dilation, self.groups)
-        return y if nonzero is None else y + nonzero.bias.astype(y.dtype)
+        return y if opened is None else y + opened.bias.astype(y.dtype)
 
 
 class StandardizedConv(Conv):
@@ -139,18 +141,20 @@ class Dense(nn.Module):
         features = width_of(self)
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], features), self.param_dtype)
         bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
-        y = self.multiply(unfused(x), kernel)
-        return y if bias is None else y + bias.astype(y.dtype)
+        is_opened = self.has_variable(OPENED, "kernel")
+        y = self.multiply(x if is_opened else unfused(x), kernel)
+        return y if bias is None or is_opened else y + bias.astype(y.dtype)
 
     def effective(self, kernel: jax.Array) -> jax.Array:
         """Returns the kernel to multiply with, given the learned kernel."""
         return kernel
 
     def multiply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Multiplies x with the learned kernel, in the type of the computation, without the bias."""
+        """Multiplies x with the learned kernel, in the type of the computation; only an opened one adds its bias."""
         x, kernel = dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
-        nonzero = self.get_variable(BLOCKS, "kernel")
-        if nonzero is not None and blocks.supports(x):
-            return blocks.multiply(x, nonzero)
+        opened = self.get_variable(OPENED, "kernel")
+        if opened is not None and blocks.supports(x):
+            is_packed = isinstance(opened, fused.Packed)
+            return fused.multiply(x, opened) if is_packed else blocks.multiply(x, opened)
         y = product(x, kernel)
-        return y if nonzero is None else y + nonzero.bias.astype(y.dtype)
+        return y if opened is None else y + opened.bias.astype(y.dtype)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 
 import jax
 import numpy as np
@@ -88,15 +89,38 @@ def test_the_kernel_gets_only_nonzero_blocks():
         assert f"tensor<{count}x16xf32>" in program, name
 
 
-def test_dense_networks_are_unchanged(monkeypatch):
-    model, variables, images = _network("resnet8", 0.2, width=16)
+@pytest.mark.parametrize(
+    ("name", "fields", "program"),
+    [
+        ("resnet14", {"width": 16}, {"layer_fused": 13, "add": 1, "max": 0}),  # the head has 10 outputs, and its bias
+        ("mobilenet_v2", {"width_multiplier": 0.35}, {"layer_fused": None, "max": 0, "min": 0}),
+        ("preresnet20", {"width": 16, "shortcut": "B"}, {"layer_fused": None}),
+        ("vit_tiny_patch16", {"image_size": 32, "depth": 2, "heads": 2, "width": 32}, {"layer_fused": None}),
+        ("resnet14", {"width": 16, "remat": True}, {"layer_fused": 13}),
+    ],
+)
+def test_dense_networks_are_folded_and_merged(name, fields, program):
+    fields = {key: value for key, value in fields.items() if key in models.fields(name)}
+    model, variables, images = _network(name, 0.2, **fields)
     opened = skip.opened(model, variables, images)
-    assert opened.apply == model.apply and not opened.skipping and "blocks" not in opened.variables
+    expected = jax.jit(model.apply)(variables, images)
+    logits = jax.jit(opened.apply)(opened.variables, images)
+    assert not opened.skipping
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    text = str(jax.make_jaxpr(opened.apply)(opened.variables, images))
+    for operation, count in program.items():
+        found = len(re.findall(rf"= {operation}\b", text))
+        assert found == count or (count is None and found > 5), operation
+
+
+def test_networks_are_unchanged_without_native_code(monkeypatch):
     model, variables, images = _network("resnet8", 0.9, width=16)
     monkeypatch.setattr(blocks, "available", lambda: False)  # an accelerator, or no compiler
-    assert not skip.opened(model, variables, images).skipping
+    opened = skip.opened(model, variables, images)
+    assert opened.apply == model.apply and not opened.skipping and set(opened.variables) == set(variables)
 
 
-def test_layers_that_compute_their_kernel_are_dense():
+def test_layers_that_compute_their_kernel_are_not_opened():
     model, variables, images = _network("resnet8", 0.9, width=16, conv="standardized")
-    assert not skip.opened(model, variables, images).skipping
+    opened = skip.opened(model, variables, images)
+    assert not opened.skipping and not opened.variables["opened"]  # the head has fewer than 16 outputs

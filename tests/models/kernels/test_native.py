@@ -73,7 +73,7 @@ def test_vectors_of_other_processors_give_the_same_convolutions(tmp_path, instru
     if not _available(tmp_path / "cache", CXX=str(compiler)):
         pytest.skip("no C++ compiler here")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "native"]
-    files = ["tests/models/layers/test_conv.py", "tests/models/layers/test_xnor.py"]
+    files = [f"tests/models/{name}.py" for name in ("layers/test_conv", "layers/test_xnor", "kernels/test_fused")]
     done = subprocess.run(
         [*command, *files], capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, **env}
     )
