@@ -88,7 +88,7 @@ _compressed = _of_row(
 )
 _fine_tuned = _of_row(
     "transfer",
-    "cifar10",
+    "cifar",
     "Labels per class",
     ["cifar10_jpeg", "50"],
     lambda cells: f"50 labels per class: {cells['fine-tuned']}, from scratch {cells['from scratch']}",
