@@ -1,5 +1,7 @@
 """The studies of cost and attention: networks of equal cost, and what is measured on them."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -86,3 +88,41 @@ def test_width_of_the_shared_recipe(model, width):
     from train.setup import config
 
     assert config.load(f"configs/study.py:digits,model={model}").model.get("width") == width
+
+
+# -- judges of attention -------------------------------------------------------------------------------------------
+
+
+def attention_outcomes(change=lambda labels, accuracy: accuracy):
+    """Returns the outcomes of attention as published, with accuracies that a function of (labels, accuracy) changes."""
+    outcomes = WORLDS["attention", "as published"][0]().all()
+    return study.Outcomes(
+        [o._replace(summary={**o.summary, "accuracy": change(o.labels, o.summary["accuracy"])}) for o in outcomes]
+    )
+
+
+def test_the_number_of_good_settings_is_judged_by_seed_at_the_middle_decay():
+    decays = {grid[1][1] for grid in attention.GRID["digits"].values()}
+    outcomes = attention_outcomes()
+    judgement = attention.results.near(outcomes)
+    assert judgement.evidence.estimate == pytest.approx(1 - 1 / 6)  # of ViT_P, one of six settings is near
+    assert all(json.loads(group)["decay"] in decays for group in outcomes.used)
+    worse = attention_outcomes(lambda labels, accuracy: accuracy - 0.5 * (labels.get("decay") not in decays))
+    assert attention.results.near(worse).evidence == judgement.evidence
+
+
+def test_one_seed_chooses_the_learning_rate_and_the_others_are_judged():
+    def misled(labels, accuracy):  # the first seed is best at the smallest rate of AdamW, which is bad for all others
+        low = labels.get("rate") == attention.GRID["digits"]["adamw"][0][0]
+        return accuracy if not low else 0.99 if labels["seed"] == 0 else 0.3
+
+    outcomes = attention_outcomes(misled)
+    judgement = attention.results.optimizers(outcomes)
+    assert "ViT_P: error 70.0 ± 0.0 % with AdamW (0.0005, an edge of the grid)" in judgement.ours
+    assert "SGD (0.08)" in judgement.ours
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_too_few_seeds_do_not_compare_optimizers(seeds):
+    judgement = attention.results.optimizers(attention_outcomes().seeds_below(seeds))
+    assert "at least three" in judgement.evidence.note
