@@ -67,6 +67,15 @@ def test_a_run_that_diverged_is_counted_beside_the_others_and_as_no_accuracy():
     assert all(verdicts.decide([judgement.evidence for judgement in judgements]))
 
 
+def test_a_run_that_diverged_before_its_first_evaluation_has_learned_nothing_by_then():
+    empty = {split: {"step": [], "loss": [], "accuracy": []} for split in ("train", "test")}
+    outcomes = [
+        o._replace(summary=None, diverged="nan", history=empty) if o.labels.get("how") == "scratch" else o
+        for o in transfer(1).all()
+    ]
+    assert MODULE.results.faster(Outcomes(outcomes)).ours.endswith("scratch 0.0 ± 0.0 %")
+
+
 def test_without_weights_the_largest_scale_says_how_to_get_them(monkeypatch):
     from models.errors import UserError
 

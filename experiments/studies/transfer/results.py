@@ -99,10 +99,10 @@ def few_labels(outcomes: Outcomes) -> Judgement:
 
 
 def faster(outcomes: Outcomes) -> Judgement:
-    """Compares accuracies after the first tenth of the steps."""
+    """Compares accuracies after the first tenth of the steps; 0 for a run that diverged before."""
     runs = outcomes.where(part="transfer", target=targets_of(outcomes)[0], labels=ALL)
     early = {
-        how: [(o.history.get("test") or {"accuracy": [0.0]})["accuracy"][0] for o in runs.where(how=how)]
+        how: [(o.history.get("test", {}).get("accuracy") or [0.0])[0] for o in runs.where(how=how)]
         for how in ("fine-tuned", "scratch")
     }
     return more(early, start="after a tenth of the steps: ", separator=", ")
