@@ -149,6 +149,45 @@ def test_where_all_diverged_nothing_that_needs_training_agrees(name):
         assert claim["verdict"] != AGREES or i in WITHOUT_TRAINING.get(name, ()), claim
 
 
+# -- judges of normalization ----------------------------------------------------------------------------------------
+
+
+def groups_of_norm(accuracies, seeds=SEEDS):
+    """Returns outcomes of group normalization, with accuracies by the number of groups, and little noise."""
+    return study.Outcomes(
+        [
+            study.Outcome({"part": "groups", "groups": g, "seed": s}, {"accuracy": a + s / 1000}, None, {}, {})
+            for g, a in accuracies.items()
+            for s in range(seeds)
+        ]
+    )
+
+
+def test_numbers_of_groups_are_one_outcome_per_seed_and_must_be_alike():
+    judge = study.module("normalization").results.groups
+    alike = judge(groups_of_norm({1: 0.8, 2: 0.9, 4: 0.905, 8: 0.9}))
+    assert alike.evidence.p_for < 0.001
+    assert judge(groups_of_norm({1: 0.8, 2: 0.9, 4: 0.95, 8: 0.9})).evidence.p_against < 0.001
+    few = judge(groups_of_norm({1: 0.8, 2: 0.9, 4: 0.905, 8: 0.9}, seeds=2))
+    assert few.evidence.p_for > 0.05  # two seeds of three settings are not six outcomes
+
+
+def test_a_landscape_with_a_number_that_is_not_finite_leaves_its_seed_out():
+    results = study.module("normalization").results
+    outcomes = study.Outcomes(
+        [
+            o._replace(measured={"smoothness": {"loss": [1.0, None], "change": [None], "smoothness": [None]}})
+            if o.labels["part"] == "smoothness" and (o.labels["seed"], o.labels["norm"]) == (3, "none")
+            else o
+            for o in outcomes_of(("normalization", "as published")).all()
+        ]
+    )
+    judgement = results.smoother("loss")(outcomes)
+    assert f"(1 of {SEEDS} diverged)" in judgement.ours and judgement.evidence.p_for < 0.001
+    results.draw_smoothness(outcomes, Figure())
+    results.tables(outcomes)
+
+
 # -- measures ------------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,9 @@
 """Results of the study of normalization: judges, tables, pictures."""
 
+import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.study import Judge, Outcomes, Table, evidence
@@ -13,6 +14,7 @@ from models.analysis.axes import logarithmic
 from models.analysis.palette import BLUE, CYAN, GRAY, GREEN, LIGHT_BLUE, RED, YELLOW
 
 SIZES = (32, 16, 8, 4, 2)  # numbers of images that are normalized together, as if on one GPU
+ALIKE = 0.02  # accuracies that differ by less are alike
 NATS, DECADES = 0.01, 0.05  # smallest differences of training losses, and of their logarithms, that matter
 POINTS = (1, 2, 4, 8)  # epochs of training after which the smoothness is measured
 PUBLISHED = {  # top-1 error (%) of ResNet-50 on ImageNet; Wu & He 2018, tables 1 and 2
@@ -111,14 +113,17 @@ def recalibrated(outcomes: Outcomes) -> Judgement:
 
 
 def groups(outcomes: Outcomes) -> Judgement:
-    """Compares the accuracies of several groups with that of one."""
-    by_groups = {
-        groups: runs.values("accuracy", diverged=0.0)
-        for (groups,), runs in outcomes.where(part="groups").groups("groups")
-    }
-    others = [value for groups, values in by_groups.items() if groups > 1 for value in values]
+    """Compares one group with each seed's mean over several, and tests whether all several are alike."""
+    runs = outcomes.where(part="groups")
+    by_groups = {groups: same.values("accuracy", diverged=0.0) for (groups,), same in runs.groups("groups")}
+    several = [values for groups, values in by_groups.items() if groups > 1]
+    means = [
+        statistics.mean(o.get("accuracy", 0.0) for o in same.all() if o.labels["groups"] > 1)
+        for _, same in runs.groups("seed")
+    ]
+    alike = (evidence.equivalent(*pair, ALIKE) for pair in itertools.combinations(several, 2))
     text = "; ".join(f"{groups} groups {spread(values)}" for groups, values in by_groups.items())
-    return Judgement(evidence.more(others, by_groups[1]), text)
+    return Judgement(evidence.all_of(evidence.more(means, by_groups[1]), *alike), text)
 
 
 def faster(outcomes: Outcomes) -> Judgement:
@@ -128,11 +133,18 @@ def faster(outcomes: Outcomes) -> Judgement:
 
 
 def _along(outcomes: Outcomes, norm: str, epochs: int, name: str) -> list[float]:
-    """Returns by seed the range of the loss along the gradient, or the maximum of "change" or "smoothness"."""
+    """Returns by seed the range of the loss along the gradient, or the maximum of "change" or "smoothness".
+
+    NaN stands for a run with a number that is not finite, which the ledger has as None.
+    """
     return [
-        max(one["loss"]) - min(one["loss"]) if name == "loss" else max(one[name])
+        (max(one[name]) - min(one[name]) if name == "loss" else max(one[name])) if _all_finite(one) else math.nan
         for one in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness")
     ]
+
+
+def _all_finite(smoothness: Mapping[str, Sequence[float | None]]) -> bool:
+    return not any(value is None for values in smoothness.values() for value in values)
 
 
 def smoother(name: str) -> Judge:
@@ -252,7 +264,7 @@ def draw_smoothness(outcomes: Outcomes, figure: Any) -> None:
     panels, smooth = figure.subplots(1, 3), outcomes.where(part="smoothness")
     for i, norm in enumerate(("BN", "none")):
         groups = [smooth.where(norm=norm, epochs=epochs).results("smoothness") for epochs in POINTS]
-        for epochs, runs in zip(POINTS, groups, strict=True):
+        for epochs, runs in zip(POINTS, (list(filter(_all_finite, runs)) for runs in groups), strict=True):
             for run, place in zip(runs, range(i * len(runs), 2 * len(runs)), strict=False):
                 (x,) = _beside([epochs], place, 2 * len(runs))
                 for axes, values in ((panels[0], run["loss"]), (panels[1], run["change"])):
