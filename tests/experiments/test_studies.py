@@ -149,6 +149,42 @@ def test_where_all_diverged_nothing_that_needs_training_agrees(name):
         assert claim["verdict"] != AGREES or i in WITHOUT_TRAINING.get(name, ()), claim
 
 
+# -- losses --------------------------------------------------------------------------------------------------------
+
+
+def losses_of(*runs):
+    """Returns outcomes of (losses, whether it diverged)."""
+    return study.Outcomes(
+        [
+            study.Outcome({"seed": i}, None if bad else {}, "nan" if bad else None, {"train": {"loss": list(run)}}, {})
+            for i, (run, bad) in enumerate(runs)
+        ]
+    )
+
+
+def test_a_run_that_diverged_has_learned_nothing():
+    runs = losses_of(([2.3, 1.0, 0.5], False), ([2.4, 1.5], True), ([], True), ([2.2, None, 0.7], False))
+    assert runs.final_losses() == [0.5, 2.4, 2.4, 0.7]
+    assert runs.early_losses() == [2.3, 2.4, 2.4, 2.2]
+    assert runs.losses() == [[2.3, 1.0, 0.5], [2.4, 1.5], [2.2, 0.7]]  # as logged, for pictures
+    assert losses_of(([2.0, 3.0], False), ([1.0], True)).final_losses() == [3.0, 3.0]
+    assert losses_of(([], True), ([], True)).final_losses() == []
+
+
+def test_a_network_does_not_win_by_diverging():
+    world = outcomes_of(("normalization", "as published"))
+    outcomes = study.Outcomes(
+        [
+            o._replace(summary=None, diverged="nan", history={"train": {"loss": [2.3]}})
+            if o.labels.get("norm") == "none" and o.labels["seed"] < 5
+            else o._replace(history={"train": {"loss": [1.0] * 6}})  # all runs that end are equal
+            for o in world.all()
+        ]
+    )
+    judgement = study.module("normalization").results.faster(outcomes)
+    assert judgement.evidence.estimate == pytest.approx(0.65)
+
+
 # -- judges of normalization ----------------------------------------------------------------------------------------
 
 

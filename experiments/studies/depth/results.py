@@ -44,8 +44,13 @@ def accuracies(outcomes: Outcomes, network: str, **labels: Any) -> list[float]:
 
 
 def final_losses(outcomes: Outcomes, network: str, **labels: Any) -> list[float]:
-    """Returns final training losses by seed."""
+    """Returns final training losses by seed, for verdicts; see `Outcomes.final_losses` for runs that diverged."""
     return _end(outcomes, network, **labels).final_losses()
+
+
+def _last(outcomes: Outcomes) -> list[float]:
+    """Returns the last training loss that each run logged, for tables and pictures."""
+    return [run[-1] for run in outcomes.losses()]
 
 
 def _depth(outcomes: Outcomes, role: str) -> int:
@@ -205,7 +210,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
         {"network": "network", "depth": "layers"},
         {
             "test accuracy": accuracy,
-            "training loss (nats)": lambda group: spread(group.final_losses(), False, 3),
+            "training loss (nats)": lambda group: spread(_last(group), False, 3),
             "published: CIFAR-10 (%)": published("cifar10"),
             "published: ImageNet, 10-crop (%)": published("imagenet"),
         },
@@ -233,7 +238,7 @@ def draw_depth(outcomes: Outcomes, figure: Any) -> None:
     for network, color in COLORS.items():
         groups = [_end(outcomes, network, depth=depth) for depth in depths]
         errorbars(left, depths, [group.values("accuracy") for group in groups], color=color, label=network)
-        errorbars(right, depths, [group.final_losses() for group in groups], 1, color=color, label=network)
+        errorbars(right, depths, [_last(group) for group in groups], 1, color=color, label=network)
     logarithmic(right, "y")
     for axes in (left, right):
         fixed_ticks(axes.xaxis, depths)
