@@ -149,6 +149,37 @@ def test_where_all_diverged_nothing_that_needs_training_agrees(name):
         assert claim["verdict"] != AGREES or i in WITHOUT_TRAINING.get(name, ()), claim
 
 
+# -- small effects -------------------------------------------------------------------------------------------------
+
+SMALL = [  # (study, world, labels of the better and of the worse network), with published effects below two points
+    ("depth", "as published", {"network": "pre-activation"}, {"network": "residual", "role": "deep"}),
+    ("depth", "as published", {"network": "residual", "role": "deep"}, {"network": "residual", "role": "shallow"}),
+    ("cost", "as published", {"network": "bottleneck"}, {"network": "two 3x3"}),
+    ("cost", "as published", {"network": "grouped bottleneck"}, {"network": "bottleneck"}),
+    ("cost", "as published", {"network": "inverted residual"}, {"network": "depthwise separable"}),
+    ("attention", "as published", {"network": "ConvNeXt"}, {"network": "Swin"}),
+    ("attention", "as published", {"network": "Swin"}, {"network": "ViT"}),
+]
+STATEMENTS = ("Pre-activation", "A deeper residual", "Bottlenecks", "Grouped", "Inverted", "ConvNeXt is", "Swin is")
+
+
+@pytest.mark.parametrize(("case", "statement"), list(zip(SMALL, STATEMENTS, strict=True)), ids=STATEMENTS)
+def test_a_faithful_replication_of_a_small_effect_is_not_refuted(case, statement):
+    name, world, better, worse = case
+    (claim,) = [one for one in study.module(name).STUDY.claims if one.statement.startswith(statement)]
+    outcomes = outcomes_of((name, world))
+
+    def replicated(o):
+        above = all(o.labels.get(key) == value for key, value in better.items())
+        below = all(o.labels.get(key) == value for key, value in worse.items())
+        if not o.summary or not (above or below):
+            return o
+        return o._replace(summary={**o.summary, "accuracy": 0.9 + claim.effect * above + o.labels["seed"] / 1e4})
+
+    judged = claim.judge(study.Outcomes([replicated(o) for o in outcomes.all()])).evidence
+    assert judged.estimate == pytest.approx(claim.effect) and judged.p_for < 0.01 and judged.p_against > 0.5
+
+
 # -- losses --------------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +228,10 @@ def groups_of_norm(accuracies, seeds=SEEDS):
             for s in range(seeds)
         ]
     )
+
+
+def test_the_published_rise_is_that_of_a_line_over_all_points():
+    assert study.module("normalization").STUDY.claims[0].effect == pytest.approx(0.1032)
 
 
 def test_numbers_of_groups_are_one_outcome_per_seed_and_must_be_alike():

@@ -419,7 +419,7 @@ WORLDS: dict[tuple[str, str], tuple[Callable[[], Outcomes], str]] = {
     ("cost", "unequal costs"): (lambda: accurate("cost", cost_agrees, uneven), "--T-------"),
     ("attention", "as published"): (lambda: accurate("attention", attention_agrees), "A" * 9),
     ("attention", "against"): (lambda: accurate("attention", attention_reverse), "D" * 9),
-    ("attention", "alike"): (lambda: accurate("attention", alike), "DTDDDDDDD"),
+    ("attention", "alike"): (lambda: accurate("attention", alike), "D" * 9),
     ("transfer", "as published"): (lambda: transfer(1), "A" * 12),
     ("transfer", "against"): (lambda: transfer(-1), "D" * 12),
     ("transfer", "noise"): (lambda: transfer(1, noise=0.5), "TTT-TTT-TTTT"),

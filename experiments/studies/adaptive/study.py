@@ -107,17 +107,19 @@ CLAIMS = [
         "With all of its blocks computed, a network with gates is better still.",
         "5.14 % error against 5.76 %",
         "Veit 2018, table 1",
-        "higher accuracy than with the blocks that the gates choose, mean over all targets",
+        "higher accuracy than with the blocks that the gates choose, mean over all targets; differences below 0.31 "
+        "points, half of the published one, do not matter",
         results.all_better,
-        0.0062,
+        results.ALL_LAYERS,
     ),
     Claim(
         "A lower target rate costs accuracy.",
         "ImageNet, ConvNet-AIG 50: t = 0.4 24.75 %, 0.7 23.83 % error",
         "Veit 2018, figure 3",
-        "accuracy rises with the target (slope of a line over all targets)",
+        "accuracy rises with the target (slope of a line over all targets); a rise below 0.46 points, half of the "
+        "published one, does not matter",
         results.targets,
-        0.0092,
+        results.TARGETS_04_07,
     ),
     Claim(
         "A policy drops blocks at hardly any loss of accuracy.",

@@ -119,14 +119,17 @@ def stems(outcomes: Outcomes) -> Judgement:
     )
 
 
-def rows(*pairs: tuple[str, str]) -> Judge:
-    """Returns a judge: in each pair of rows of the ladder, the first is more accurate."""
+def rows(*pairs: tuple[str, str, float]) -> Judge:
+    """Returns a judge: in each pair of rows of the ladder, the first is more accurate, by so much in the paper."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         ladder = outcomes.where(set="ladder")
-        names = list(dict.fromkeys(row for pair in pairs for row in pair))
+        names = list(dict.fromkeys(row for *pair, _ in pairs for row in pair))
         values = {row: [1 - error for error in _errors(ladder.where(network=row))] for row in names}
-        parts = [evidence.more(values[first], values[second]) for first, second in pairs]
+        parts = [
+            evidence.more(values[first], values[second], worth=evidence.worth(published))
+            for first, second, published in pairs
+        ]
         return Judgement(evidence.all_of(*parts), networks.accuracies(ladder, *names))
 
     return judge

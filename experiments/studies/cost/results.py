@@ -38,9 +38,9 @@ MARKS = {  # network -> (name, color, marker) in the picture of the time per ste
 # -- judges --------------------------------------------------------------------------------------------------------
 
 
-def better(field: str, high: str, low: str) -> Judge:
-    """Returns a judge: one block is more accurate than another of the same cost."""
-    return networks.more_accurate(KINDS[field], field, TOLERANCE, high, low)
+def better(field: str, high: str, low: str, published: float) -> Judge:
+    """Returns a judge: one block is more accurate than another of the same cost, by `published` in the paper."""
+    return networks.more_accurate(KINDS[field], field, TOLERANCE, high, low, published)
 
 
 def cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Judge:

@@ -57,8 +57,8 @@ def _depth(outcomes: Outcomes, role: str) -> int:
     return outcomes.where(role=role).distinct("depth")[0]
 
 
-def deeper(network: str) -> Judge:
-    """Returns a judge: the deep network is more accurate than the shallow one."""
+def deeper(network: str, published: float) -> Judge:
+    """Returns a judge: the deep network is more accurate than the shallow one, by `published` in the paper."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         roles = ("deep", "shallow")
@@ -66,6 +66,7 @@ def deeper(network: str) -> Judge:
             {f"{_depth(outcomes, role)} layers": accuracies(outcomes, network, role=role) for role in roles},
             start="accuracy with ",
             separator=", ",
+            worth=evidence.worth(published),
         )
 
     return judge
@@ -78,12 +79,13 @@ def degrades(outcomes: Outcomes) -> Judgement:
     return more(losses, 0.0, "final training loss with ", False, 2, ", ", worth=NATS, unit="nats")
 
 
-def better(high: str, low: str, name: str) -> Judge:
-    """Returns a judge: one deep network is more accurate than another, called `name`."""
+def better(high: str, low: str, name: str, published: float) -> Judge:
+    """Returns a judge: one deep network is more accurate than another, called `name`, by `published` in the paper."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         groups = {label: accuracies(outcomes, network, role="deep") for label, network in ((high, high), (name, low))}
-        return more(groups, start=f"{_depth(outcomes, 'deep')} layers: ", separator=", ")
+        layers, worth = _depth(outcomes, "deep"), evidence.worth(published)
+        return more(groups, start=f"{layers} layers: ", separator=", ", worth=worth)
 
     return judge
 

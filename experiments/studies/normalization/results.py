@@ -62,6 +62,18 @@ def _differences(outcomes: Outcomes, images: int, first: str, second: str) -> li
     return [a - b for a, b in pairs]
 
 
+def _published(norm: str, images: int = 32) -> float:
+    """Returns the published accuracy."""
+    return 1 - PUBLISHED[norm][images] / 100
+
+
+def published_rise(norm: str) -> float:
+    """Returns the rise of the published accuracies over the logarithm of the number of images, as `evidence.trend`."""
+    x = [math.log2(images) for images in SIZES]
+    fit = statistics.linear_regression(x, [_published(norm, images) for images in SIZES])
+    return fit.slope * (max(x) - min(x))
+
+
 def _by_size(outcomes: Outcomes, norm: str) -> str:
     return f"{norm} " + ", ".join(spread(_accuracy(outcomes, norm, n)) for n in SIZES) + " at 32, 16, 8, 4, 2"
 
@@ -95,7 +107,12 @@ def gn_at_2(outcomes: Outcomes) -> Judgement:
 def order(outcomes: Outcomes) -> Judgement:
     """Compares GN with LN, and LN with IN, at 32 images."""
     values = {norm: _accuracy(outcomes, norm, 32) for norm in ("BN", "GN", "LN", "IN")}
-    ordered = evidence.all_of(evidence.more(values["GN"], values["LN"]), evidence.more(values["LN"], values["IN"]))
+    ordered = evidence.all_of(
+        *(
+            evidence.more(values[high], values[low], worth=evidence.worth(_published(high) - _published(low)))
+            for high, low in (("GN", "LN"), ("LN", "IN"))
+        )
+    )
     return Judgement(ordered, listed(values, separator=", "))
 
 
@@ -123,7 +140,8 @@ def groups(outcomes: Outcomes) -> Judgement:
     ]
     alike = (evidence.equivalent(*pair, ALIKE) for pair in itertools.combinations(several, 2))
     text = "; ".join(f"{groups} groups {spread(values)}" for groups, values in by_groups.items())
-    return Judgement(evidence.all_of(evidence.more(means, by_groups[1]), *alike), text)
+    worth = evidence.worth(_published("GN") - _published("LN"))
+    return Judgement(evidence.all_of(evidence.more(means, by_groups[1], worth=worth), *alike), text)
 
 
 def faster(outcomes: Outcomes) -> Judgement:

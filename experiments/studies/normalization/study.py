@@ -111,7 +111,7 @@ STUDY = Study(
             "Wu & He 2018, table 2",
             "over 32, 16, 8, 4 and 2 images, BN's accuracy falls with the logarithm of their number",
             results.bn_small,
-            0.111,
+            results.published_rise("BN"),
         ),
         Claim(
             "Group normalization is as accurate when a device sees few images.",
@@ -133,7 +133,8 @@ STUDY = Study(
             "With 32 images group normalization is better than layer, and that than instance normalization.",
             "error: BN 23.6, GN 24.1, LN 25.3, IN 28.4 %",
             "Wu & He 2018, table 1",
-            "GN is more accurate than LN, and LN than IN",
+            "GN is more accurate than LN, and LN than IN; between GN and LN, differences below 0.6 points, half of the "
+            "published one, do not matter",
             results.order,
         ),
         Claim(
@@ -155,7 +156,8 @@ STUDY = Study(
             "every G > 1 below the error of G = 1",
             "Wu & He 2018, table 3",
             "each seed's mean accuracy over all G > 1 is above that of G = 1, and the accuracies of any two G > 1 are "
-            f"equivalent within {100 * results.ALIKE:.0f} points",
+            f"equivalent within {100 * results.ALIKE:.0f} points; differences to G = 1 below 0.6 points, half of the "
+            "published one of G = 32, do not matter",
             results.groups,
         ),
         Claim(
