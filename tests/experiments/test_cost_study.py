@@ -81,6 +81,37 @@ def test_step_time():
     measured = cost.step_time(run, run.state)
     assert measured["milliseconds"] > 0 and measured["images"] == 64
     assert measured["mult_adds"] == networks.cost("digits", network).mult_adds
+    assert len(measured["medians"]) == cost.REPEATED and min(measured["medians"]) <= measured["milliseconds"]
+
+
+def timed(**medians):
+    """Returns the judgement of the times of steps, by network."""
+    labels = {"set": "step time", "of": "equal mult-adds"}
+    measured = {network: {"milliseconds": times[0], "medians": times} for network, times in medians.items()}
+    outcomes = [
+        study.Outcome({**labels, "network": network}, None, None, {}, {"step_time": one})
+        for network, one in measured.items()
+    ]
+    return cost.results.timed(study.Outcomes(outcomes)), outcomes
+
+
+def test_times_are_judged_by_their_repetitions():
+    steady = [5.0 + i / 50 for i in range(8)]
+    clear, outcomes = timed(fast=[2.0 + i / 50 for i in range(8)], between=[3.0] * 8, slow=steady)
+    assert clear.evidence.p_for < 0.001 and "fast" in clear.ours and "slow" in clear.ours
+    noisy, _ = timed(fast=[2.0, 2.0, 6.0, 2.0, 7.0, 2.5, 5.0, 2.0], slow=steady)
+    assert noisy.evidence.p_for > 0.01
+    lucky, _ = timed(fast=[1.0, *steady[1:]], slow=steady)  # the choice of the fastest does not decide
+    assert lucky.evidence.p_for > 0.5
+    for one in outcomes:  # a line of an older ledger
+        del one.measured["step_time"]["medians"]
+    once = cost.results.timed(study.Outcomes(outcomes))
+    assert (once.evidence.p_for, once.evidence.p_against) == (1, 1) and "measured once" in once.evidence.note
+
+
+def test_steps_are_timed_at_the_size_that_is_counted():
+    timed = [trial for trial in cost.trials("cifar", range(1)) if trial.labels["set"] == "step time"]
+    assert timed and not any(trial.config.data.resolutions for trial in timed)
 
 
 @pytest.mark.parametrize(("model", "width"), [("plain20", 8), ("preresnet20", 8), ("mobilenet_v1", None)])

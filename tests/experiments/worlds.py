@@ -155,7 +155,8 @@ def accurate(name, accuracy, costs=None):
         measured = (
             {
                 "step_time": {
-                    "milliseconds": 2.0 if trial.labels["network"] != "dense" else 5.0,
+                    "milliseconds": (time := 2.0 if trial.labels["network"] != "dense" else 5.0),
+                    "medians": [time + i / 100 for i in range(8)],
                     "images": 64,
                     "mult_adds": 1000,
                     "parameters": 10,
@@ -373,7 +374,14 @@ def translation(text, sign=1, noise=0.1):
     for trial in planned("translation"):
         seed = trial.labels["seed"]
         bleu = 38.4 - sign * lost.get(trial.labels["network"], 1) + noise * (seed - 1) ** (1 + (seed == 2))
-        summary = {"bleu": bleu, "exact_match": bleu / 50, "accuracy": bleu / 45, "loss": 1.0, "parameters": 12345}
+        summary = {
+            "bleu": bleu,
+            "exact_match": bleu / 50,
+            "accuracy": bleu / 45,
+            "loss": 1.0,
+            "parameters": 12345,
+            "steps": 6797,
+        }
         history = {"test": {"step": [1, 2], "loss": [2.0, 1.0], "accuracy": [0.1, 0.2]}}
         maps = [{"weights": [[[0.1, 0.9], [0.5, 0.5]]], "source": ["a", "b"], "ours": ["x", "y"]}] * 2
         outcomes.append(
