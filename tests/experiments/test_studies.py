@@ -69,6 +69,21 @@ def test_batch_norm_sees_the_images_per_device():
                 assert c.optimizer.learning_rate == pytest.approx(rates[scale] * c.batch_size)
 
 
+def test_at_cifar_normalization_trains_only_what_is_read():
+    planned = study.module("normalization").trials("cifar", range(1))
+    sizes = {}
+    for trial in planned:
+        if trial.labels["part"] == "size":
+            sizes.setdefault(trial.labels["norm"], []).append(trial.labels["images"])
+    assert {norm: len(images) for norm, images in sizes.items()} == {"BN": 5, "GN": 5, "LN": 1, "IN": 1, "none": 1}
+    smooth = [trial for trial in planned if trial.labels["part"] == "smoothness"]
+    assert {trials.folder_name(trial).partition("@")[0] for trial in smooth if trial.labels["norm"] == "BN"} == {
+        trials.folder_name(smooth[0])
+    }
+    assert [trial.until for trial in smooth[:4]] == [391, 782, 1564, 0]
+    assert {trial.config.duration for trial in smooth} == {"8 epochs"}
+
+
 # -- made outcomes -------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +193,13 @@ def test_a_faithful_replication_of_a_small_effect_is_not_refuted(case, statement
 
     judged = claim.judge(study.Outcomes([replicated(o) for o in outcomes.all()])).evidence
     assert judged.estimate == pytest.approx(claim.effect) and judged.p_for < 0.01 and judged.p_against > 0.5
+
+
+def test_a_short_training_does_not_refute_the_level_of_a_long_one():
+    outcomes = outcomes_of(("translation", "as published"))
+    short = [o._replace(summary={**o.summary, "bleu": 14.3, "steps": 906}) for o in outcomes.all()]
+    judged = study.module("translation").STUDY.claims[-1].judge(study.Outcomes(short)).evidence
+    assert (judged.p_for, judged.p_against) == (1, 1) and "after 906 steps" in judged.note
 
 
 # -- losses --------------------------------------------------------------------------------------------------------
