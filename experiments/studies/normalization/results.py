@@ -81,8 +81,9 @@ def _by_size(outcomes: Outcomes, norm: str) -> str:
 def bn_small(outcomes: Outcomes) -> Judgement:
     """Tests whether BN's accuracy rises with the logarithm of the number of images."""
     rises = evidence.trend([(math.log2(images), _accuracy(outcomes, "BN", images)) for images in SIZES])
-    same_steps = spread(_accuracy(outcomes, "BN, same steps", 2))
-    return Judgement(rises, f"{_by_size(outcomes, 'BN')}; with the same steps {same_steps} at 2")
+    same_steps = _accuracy(outcomes, "BN, same steps", 2)
+    text = f"; with the same steps {spread(same_steps)} at 2" if same_steps else ""
+    return Judgement(rises, _by_size(outcomes, "BN") + text)
 
 
 def gn_flat(outcomes: Outcomes) -> Judgement:
@@ -205,7 +206,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
     ]
     gaps = [
         [norm, n, *(spread(_gaps(outcomes, norm, n, mode)) for mode in MODES)]
-        for norm in ("BN", "BN, same steps", "GN")
+        for norm in _by_mode(outcomes)
         for n in SIZES
     ]
     smooth = [
@@ -253,6 +254,12 @@ def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
     legend_below(figure, left)
 
 
+def _by_mode(outcomes: Outcomes) -> list[str]:
+    """Returns the norms of which the accuracy is measured by mode."""
+    norms = outcomes.where(part="size").distinct("norm")
+    return [norm for norm in ("BN", "BN, same steps", "GN") if norm in norms]
+
+
 def _beside(values: Sequence[float], i: int, count: int) -> list[float]:
     """Returns places beside these values on a logarithmic axis for the i-th of `count` series."""
     return [value * 2 ** (0.5 * ((i + 0.5) / count - 0.5)) for value in values]
@@ -260,7 +267,7 @@ def _beside(values: Sequence[float], i: int, count: int) -> list[float]:
 
 def draw_gap(outcomes: Outcomes, figure: Any) -> None:
     """Draws accuracy by mode."""
-    norms = ("BN", "BN, same steps", "GN")
+    norms = _by_mode(outcomes)
     panels = figure.subplots(1, len(norms), sharey=True)
     for axes, norm in zip(panels, norms, strict=True):
         for i, (mode, (label, color)) in enumerate(MODES.items()):
