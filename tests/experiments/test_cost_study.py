@@ -157,3 +157,10 @@ def test_one_seed_chooses_the_learning_rate_and_the_others_are_judged():
 def test_too_few_seeds_do_not_compare_optimizers(seeds):
     judgement = attention.results.optimizers(attention_outcomes().seeds_below(seeds))
     assert "at least three" in judgement.evidence.note
+
+
+def test_small_families_start_from_a_wide_enough_init_and_fit_the_kernels():
+    families = attention.FAMILIES["cifar"]
+    inits = {families[name].fields.get("init") for name in ("ConvNeXt", "Swin", "ViT")}
+    assert inits == {"truncated_normal:0.05"}
+    assert families["ResNet"].fields["width"] % 16 == 0

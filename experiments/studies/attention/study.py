@@ -40,7 +40,8 @@ FIXED = {"digits": 4e-3, "cifar": 2e-3, "cifar10": 1e-3, "imagenet": 1e-3}  # Ad
 # a kernel's outputs is proportional to std^2 x width.
 _WIDER_INIT = {"init": "truncated_normal:0.07"}
 _DIGITS_VIT = {**_WIDER_INIT, "patch_size": 2, "width": 32, "heads": 2, "mlp_width": 96}
-_SMALL_VIT = {"init": "truncated_normal:0.05", "patch_size": 4, "width": 64, "heads": 2, "mlp_width": 192}
+_SMALL_INIT = {"init": "truncated_normal:0.05"}
+_SMALL_VIT = {**_SMALL_INIT, "patch_size": 4, "width": 64, "heads": 2, "mlp_width": 192}
 _CIFAR_VIT = {"patch_size": 4, "width": 96, "heads": 3, "mlp_width": 288}
 VITS: Mapping[str, Mapping[str, Network]] = {  # a stem of convolutions replaces one block
     "digits": {
@@ -77,6 +78,14 @@ LADDER = {
     **dict.fromkeys(("cifar", "cifar10"), _ladder(0, (2, 4), 32)),
     "imagenet": {row: Network(f"convnext_ladder{name}") for row, (name, _) in ROWS.items()},
 }
+_SMALL_FAMILIES = {
+    "ConvNeXt": Network("convnext_tiny", {**_SMALL_INIT, "stage_sizes": (3, 3), "width": 64}),
+    "Swin": Network("swin_t", {**_SMALL_INIT, "stage_sizes": (2, 2), "width": 64, "heads": (2, 4), "window": 4}),
+    "ViT": Network(
+        "vit_tiny_patch16", {**_SMALL_INIT, "patch_size": 4, "width": 72, "depth": 3, "heads": 3, "mlp_width": 288}
+    ),
+    "ResNet": Network("resnet18", {"stage_sizes": (2, 3), "width": 48}),  # CPUs compute multiples of 16 fast
+}
 _CIFAR_FAMILIES = {
     "ConvNeXt": Network("convnext_tiny", {"stage_sizes": (3, 3), "width": 64}),
     "Swin": Network("swin_t", {"stage_sizes": (2, 2), "width": 64, "heads": (2, 4), "window": 4}),
@@ -96,7 +105,8 @@ FAMILIES: Mapping[str, Mapping[str, Network]] = {  # on digits, images of 16 x 1
         ),
         "ResNet": Network("resnet18", {"stage_sizes": (1, 1), "width": 28}, 16),
     },
-    **dict.fromkeys(("cifar", "cifar10"), _CIFAR_FAMILIES),
+    "cifar": _SMALL_FAMILIES,
+    "cifar10": _CIFAR_FAMILIES,
     "imagenet": {
         "ConvNeXt": Network("convnext_tiny"),
         "Swin": Network("swin_t"),
