@@ -44,6 +44,16 @@ def test_trials_have_all_seeds_and_equal_budgets(scale):
     assert len({trials.address(trial) for trial in planned}) == len(planned) - 3
 
 
+def test_at_cifar_all_labels_are_seen_six_times_and_sources_have_hard_labels():
+    planned = MODULE.trials("cifar", range(1))
+    whole = [t.config for t in planned if t.train and t.labels.get("labels") == "all"]
+    assert whole and all(int(c.duration.split()[0]) * c.batch_size >= 6 * 50_000 for c in whole)
+    sources = [t.start.config for t in planned if t.start]
+    assert {c.task.label_smoothing for c in sources} == {0.0} == {c.task.label_smoothing for c in whole}
+    assert {c.optimizer.learning_rate for c in sources} == {0.1, 0.05}
+    assert {t.labels["target"] for t in planned if "target" in t.labels} == {"cifar10_jpeg"}
+
+
 def test_the_published_table_is_as_published():
     tables = MODULE.STUDY.tables(transfer(1))
     assert [row[1:] for row in tables[0].rows][2] == ["18.8 (SIFT+FK)", "—", 61.0, 70.4, "+51.6"]
