@@ -320,7 +320,7 @@ def explanation(sign, noise=0.001, after=12):
 
 def transfer(sign, scale="cifar", noise=0.002):
     """Returns outcomes of all trials as published (sign 1), or of the opposite (-1)."""
-    outcomes = []
+    outcomes, most = [], "1000" if scale == "cifar" else "all"
     for trial in planned("transfer", scale):
         labels = trial.labels
         n = noise * NOISE[labels["seed"]]
@@ -347,11 +347,11 @@ def transfer(sign, scale="cifar", noise=0.002):
         measured = {
             "probe": {
                 str(count): {kind: {"accuracy": value} for kind in ("logistic", "svm", "knn")}
-                for count in (10, 50, 250, "all")
+                for count in (10, 50, 250, 1000, "all")
             },
             "logistic": {"accuracy": value, "clean": value, "painted": value - lost + n, "changed": lost},
             "cue": {"clean": value, "painted": value - lost + n, "changed": lost},
-            "handcrafted": {"sift_fv:16": {str(n): [0.4] * (1 if n == "all" else 3) for n in (10, 50, 250, "all")}},
+            "handcrafted": {"sift_fv:16": {"10": [0.4] * 3, "50": [0.4] * 3, "250": [0.4] * 3, most: [0.4]}},
             "embedding": {"x": [[0.0, 1.0], [1.0, 0.0]], "labels": [0, 1], "classes": ["a", "b"]},
         }
         history = {"test": {"step": [1, 2], "accuracy": [value - 0.1, value]}} if trial.train else {}
