@@ -67,8 +67,10 @@ def accuracies(outcomes: Outcomes, *names: str) -> str:
     return listed({name: outcomes.where(network=name).values("accuracy") for name in names})
 
 
-def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str, worth: float = evidence.POINT) -> Judge:
+def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str, published: float) -> Judge:
     """Returns a judge: the network `high` is more accurate than `low`, both from the set `kind`.
+
+    `published` is the published difference of accuracies, which decides how small a difference matters.
 
     Nothing is decided if the costs, `field` of the summaries, differ by more than `tolerance`.
     """
@@ -80,6 +82,6 @@ def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str, 
         if difference > tolerance:
             return missing(f"no comparison: {text}")
         first, second = (pair.where(network=name).values("accuracy", diverged=0.0) for name in (high, low))
-        return Judgement(evidence.more(first, second, worth=worth), text)
+        return Judgement(evidence.more(first, second, worth=evidence.worth(published)), text)
 
     return judge

@@ -197,15 +197,36 @@ class Outcomes(Sequence[Outcome]):
 
     def losses(self) -> list[list[float]]:
         """Returns the training losses of each run that logged any, in the order of the steps."""
-        return [run for outcome in self if (run := outcome.history.get("train", {}).get("loss"))]
+        return [run for outcome in self if (run := _logged(outcome))]
 
     def early_losses(self) -> list[float]:
-        """Returns the mean loss over the first third of each run; it is lower if learning starts earlier."""
-        return [statistics.mean(run[: max(1, len(run) // 3)]) for run in self.losses()]
+        """Returns the mean loss over the first third of each run; it is lower if learning starts earlier.
+
+        A run that diverged counts as one that has learned nothing; see `_by_run`.
+        """
+        return self._by_run(lambda run: statistics.mean(run[: max(1, len(run) // 3)]))
 
     def final_losses(self) -> list[float]:
-        """Returns the last training loss of each run that logged any."""
-        return [run[-1] for run in self.losses()]
+        """Returns the last training loss of each run; a run that diverged counts as in `early_losses`."""
+        return self._by_run(lambda run: run[-1])
+
+    def _by_run(self, number: Callable[[list[float]], float]) -> list[float]:
+        """Returns a number from the losses of each run that logged any or diverged.
+
+        A run that diverged gets the largest first loss that any run of the selection logged, or the largest number of
+        the runs that ended if that is larger. Otherwise diverging would improve a mean. Nothing is returned for it if
+        no run of the selection logged a loss.
+        """
+        ended = {i: number(run) for i, o in enumerate(self) if not o.diverged and (run := _logged(o))}
+        worst = max((*(run[0] for run in self.losses()), *ended.values()), default=math.nan)
+        every = (ended.get(i, worst if o.diverged else math.nan) for i, o in enumerate(self))
+        return [value for value in every if math.isfinite(value)]
+
+
+def _logged(outcome: Outcome) -> list[float]:
+    """Returns the finite training losses that a run logged; a ledger has None for the others."""
+    losses = outcome.history.get("train", {}).get("loss", ())
+    return [loss for loss in losses if loss is not None and math.isfinite(loss)]
 
 
 Judge = Callable[[Outcomes], Judgement]

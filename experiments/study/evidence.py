@@ -210,6 +210,14 @@ def more(high: Values, low: Values, by: float = 0.0, worth: float = POINT, unit:
     return _above(_difference(high, low), by, max(by, worth), unit, "Welch and permutation")
 
 
+def worth(published: float, most: float = POINT) -> float:
+    """Returns the smallest difference that matters beside a published one: half of it, and at most `most`.
+
+    With more, a faithful replication of a small published effect would count as no difference that matters.
+    """
+    return min(most, abs(published) / 2)
+
+
 def contrast(parts: Sequence[tuple[float, Values]], unit: str = "points") -> Evidence:
     """Tests whether a weighted sum of means is above 0 (Welch's t).
 

@@ -131,3 +131,10 @@ def test_what_skipping_gains_is_timed_at_equal_accuracy(dropped, early):
         page = skipped.markdown(rows, {"data": "digits", "device": "a", "commit": "b", "cores": 2})
         assert page.count("\n| ") == 1 + 1 + len(rows)
     assert sizes(8, skipped.PARTS) == list(range(9))
+
+
+def test_gates_are_compared_at_one_target_at_every_scale():
+    for scale in adaptive_study.STUDY.cost:
+        targets = adaptive_study.TARGETS[scale]
+        assert adaptive_study.results.TARGET in targets and len(targets) >= 3  # a line needs three
+        assert 38 in adaptive_study.DEPTHS[scale]

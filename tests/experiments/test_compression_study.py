@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from configs import pruning as config
 from experiments.bench import smaller, timing
-from experiments.studies.compression import figures, results
+from experiments.studies.compression import figures, results, tables
 from experiments.studies.compression import study as compression
 from experiments.study import Outcome, Outcomes, engines, launch, ledger, verdicts
 from models.analysis import drawing
@@ -70,7 +70,7 @@ def test_every_stage_is_measured(outcomes):
     assert dense["ratio"] < 1.1 < pruned["ratio"] < shared["ratio"]
     weights_left = sum(row["kept"] for row in pruned["layers"] if row["entries"])
     assert weights_left == pytest.approx(0.2 * (64 * 30 + 30 * 20 + 20 * 10), abs=1)
-    assert results._unhuffed(shared["layers"]) > shared["bytes"]
+    assert tables._unhuffed(shared["layers"]) > shared["bytes"]
     whole = outcomes.where(part="stages", stage="dense", seed=0)[0]
     accuracies = (whole.measured["cut"][0], whole.measured["bits"][0]["accuracy"])
     assert accuracies == pytest.approx([whole.summary["accuracy"]] * 2)
@@ -141,7 +141,8 @@ def test_trials_have_distinct_labels_and_start_from_other_trials(scale):
         starts_from_another = (
             trial.labels.get("stage") in ("pruned", "shared", "int8")
             or trial.labels["part"] == "filters"
-            or trial.labels.get("kind") == "ternary"
+            or trial.labels.get("kind") in ("ternary", results.FULL_LONGER)
+            or trial.labels.get("stage") == results.LONGER
             or trial.labels.get("how") in ("at once", "step by step", "taught")
         )
         assert (trial.start is not None) == starts_from_another
@@ -153,6 +154,28 @@ def test_trials_have_distinct_labels_and_start_from_other_trials(scale):
             if trial.labels.get("stage") == "dense" and trial.labels["seed"] == 0
         }
         assert sizes["LeNet-5"].convs == (20, 50) and sizes["LeNet-300-100"].hidden == (300, 100)
+
+
+def test_on_photographs_dense_networks_go_on_as_long_as_the_compressed_ones():
+    planned = compression.trials("cifar", range(1))
+
+    def only(**labels):
+        (trial,) = [t for t in planned if all(t.labels.get(key) == value for key, value in labels.items())]
+        return trial
+
+    pairs = [
+        (only(network=network, stage="pruned"), only(network=network, stage=results.LONGER))
+        for network in compression.NETWORKS["cifar"]
+    ]
+    for compressed, dense in (*pairs, (only(kind="ternary"), only(kind=results.FULL_LONGER))):
+        assert compressed.start == dense.start and dense.start is not None
+        for key in ("duration", "batch_size", "seed"):
+            assert compressed.config[key] == dense.config[key]
+        for key in ("learning_rate", "schedule", "warmup", "weight_decay"):
+            assert compressed.config.optimizer[key] == dense.config.optimizer[key]
+        assert not dense.config.optimizer.prune and "conv" not in dense.config.model
+    sparsities = {trial.labels["sparsity"] for trial in planned if "sparsity" in trial.labels}
+    assert len(sparsities) >= results.FEWEST
 
 
 # -- verdicts ------------------------------------------------------------------------------------------------------
@@ -199,6 +222,16 @@ def test_smaller_is_by_ratio_and_by_loss(ratio, lost, verdict):
     assert results.smaller("M", 35)(stages(ratio, lost)) == verdicts.missing("not part of this scale")
 
 
+def test_a_network_that_trains_as_long_is_the_reference_where_there_is_one():
+    outcomes = stages(40, 0.001)
+    longer = [
+        outcome_of({**o.labels, "stage": results.LONGER}, 0.95 + o.labels["seed"] / 1000)
+        for o in outcomes.all()
+        if o.labels["stage"] == "dense"
+    ]
+    assert holds(results.smaller("N", 35)(Outcomes([*outcomes.all(), *longer]))) is False
+
+
 def curves(better, spread=0.001):
     """Returns outcomes in which `better` ("L1 cut", …) exceeds all others by 5 points."""
     outcomes = []
@@ -235,6 +268,9 @@ def curves(better, spread=0.001):
 def test_curves_are_compared(judge, better, worse):
     assert [holds(judge(curves(which))) for which in (better, worse, "")] == [True, False, False]
     assert holds(judge(curves(better, 0.05))) is None and judge(Outcomes([])).evidence.note
+    kind = better.split(" ", 1)[1]
+    without = [o for o in curves(better).all() if o.labels["how"] != ("whole" if kind == "cut" else kind)]
+    assert judge(Outcomes(without)) == verdicts.missing("not part of this scale")
 
 
 def test_filters_have_to_save_a_third_and_lose_little():
@@ -271,12 +307,14 @@ def test_bits_of_an_index_count_the_zero():
     assert ternary["index_bits"] == binary["index_bits"] == 2 and row([1, -2])["index_bits"] == 1
     for one, values in ((ternary, 4), (binary, 3)):
         assert one["values"] + (one["entries"] > one["kept"]) == values
-        assert results._unhuffed([one]) == 4 * one["values"] + 4096 * 2 / 8 < one["bytes"] + 1024
+        assert tables._unhuffed([one]) == 4 * one["values"] + 4096 * 2 / 8 < one["bytes"] + 1024
 
 
 def test_both_together_are_compared_where_a_point_is_lost():
     def points(*pairs):
         return [{"bits": i, "ratio": ratio, "accuracy": accuracy} for i, (ratio, accuracy) in enumerate(pairs)]
+
+    curve = {"part": "curves", "decay": "L2", "how": "step by step"}
 
     def outcomes_of(smallest):
         return Outcomes(
@@ -294,13 +332,15 @@ def test_both_together_are_compared_where_a_point_is_lost():
                         0.9,
                         bits=points((9 + seed / 10, 0.895), (smallest + seed / 10, 0.893), (60, 0.7)),
                     ),
-                    outcome_of({"part": "curves", "decay": "L2", "how": "whole", "seed": seed}, 0.9),
+                    *(outcome_of({**curve, "sparsity": sparsity, "seed": seed}, 0.9) for sparsity in (0.5, 0.7, 0.9)),
                 )
             ]
         )
 
     assert holds(results.both(outcomes_of(30))) and "both 30.4" in results.both(outcomes_of(30)).ours
     assert holds(results.both(outcomes_of(3))) is False
+    few = [o for o in outcomes_of(30).all() if o.labels.get("sparsity") != 0.5]
+    assert "fewer than 3 sparsities" in results.both(Outcomes(few)).evidence.note
 
 
 @pytest.mark.parametrize(("lost", "verdict"), [(0.002, True), (0.02, False), (0.0101, None)])

@@ -1,5 +1,7 @@
 """The studies of cost and attention: networks of equal cost, and what is measured on them."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -79,6 +81,37 @@ def test_step_time():
     measured = cost.step_time(run, run.state)
     assert measured["milliseconds"] > 0 and measured["images"] == 64
     assert measured["mult_adds"] == networks.cost("digits", network).mult_adds
+    assert len(measured["medians"]) == cost.REPEATED and min(measured["medians"]) <= measured["milliseconds"]
+
+
+def timed(**medians):
+    """Returns the judgement of the times of steps, by network."""
+    labels = {"set": "step time", "of": "equal mult-adds"}
+    measured = {network: {"milliseconds": times[0], "medians": times} for network, times in medians.items()}
+    outcomes = [
+        study.Outcome({**labels, "network": network}, None, None, {}, {"step_time": one})
+        for network, one in measured.items()
+    ]
+    return cost.results.timed(study.Outcomes(outcomes)), outcomes
+
+
+def test_times_are_judged_by_their_repetitions():
+    steady = [5.0 + i / 50 for i in range(8)]
+    clear, outcomes = timed(fast=[2.0 + i / 50 for i in range(8)], between=[3.0] * 8, slow=steady)
+    assert clear.evidence.p_for < 0.001 and "fast" in clear.ours and "slow" in clear.ours
+    noisy, _ = timed(fast=[2.0, 2.0, 6.0, 2.0, 7.0, 2.5, 5.0, 2.0], slow=steady)
+    assert noisy.evidence.p_for > 0.01
+    lucky, _ = timed(fast=[1.0, *steady[1:]], slow=steady)  # the choice of the fastest does not decide
+    assert lucky.evidence.p_for > 0.5
+    for one in outcomes:  # a line of an older ledger
+        del one.measured["step_time"]["medians"]
+    once = cost.results.timed(study.Outcomes(outcomes))
+    assert (once.evidence.p_for, once.evidence.p_against) == (1, 1) and "measured once" in once.evidence.note
+
+
+def test_steps_are_timed_at_the_size_that_is_counted():
+    timed = [trial for trial in cost.trials("cifar", range(1)) if trial.labels["set"] == "step time"]
+    assert timed and not any(trial.config.data.resolutions for trial in timed)
 
 
 @pytest.mark.parametrize(("model", "width"), [("plain20", 8), ("preresnet20", 8), ("mobilenet_v1", None)])
@@ -86,3 +119,48 @@ def test_width_of_the_shared_recipe(model, width):
     from train.setup import config
 
     assert config.load(f"configs/study.py:digits,model={model}").model.get("width") == width
+
+
+# -- judges of attention -------------------------------------------------------------------------------------------
+
+
+def attention_outcomes(change=lambda labels, accuracy: accuracy):
+    """Returns the outcomes of attention as published, with accuracies that a function of (labels, accuracy) changes."""
+    outcomes = WORLDS["attention", "as published"][0]().all()
+    return study.Outcomes(
+        [o._replace(summary={**o.summary, "accuracy": change(o.labels, o.summary["accuracy"])}) for o in outcomes]
+    )
+
+
+def test_the_number_of_good_settings_is_judged_by_seed_at_the_middle_decay():
+    decays = {grid[1][1] for grid in attention.GRID["digits"].values()}
+    outcomes = attention_outcomes()
+    judgement = attention.results.near(outcomes)
+    assert judgement.evidence.estimate == pytest.approx(1 - 1 / 6)  # of ViT_P, one of six settings is near
+    assert all(json.loads(group)["decay"] in decays for group in outcomes.used)
+    worse = attention_outcomes(lambda labels, accuracy: accuracy - 0.5 * (labels.get("decay") not in decays))
+    assert attention.results.near(worse).evidence == judgement.evidence
+
+
+def test_one_seed_chooses_the_learning_rate_and_the_others_are_judged():
+    def misled(labels, accuracy):  # the first seed is best at the smallest rate of AdamW, which is bad for all others
+        low = labels.get("rate") == attention.GRID["digits"]["adamw"][0][0]
+        return accuracy if not low else 0.99 if labels["seed"] == 0 else 0.3
+
+    outcomes = attention_outcomes(misled)
+    judgement = attention.results.optimizers(outcomes)
+    assert "ViT_P: error 70.0 ± 0.0 % with AdamW (0.0005, an edge of the grid)" in judgement.ours
+    assert "SGD (0.08)" in judgement.ours
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_too_few_seeds_do_not_compare_optimizers(seeds):
+    judgement = attention.results.optimizers(attention_outcomes().seeds_below(seeds))
+    assert "at least three" in judgement.evidence.note
+
+
+def test_small_families_start_from_a_wide_enough_init_and_fit_the_kernels():
+    families = attention.FAMILIES["cifar"]
+    inits = {families[name].fields.get("init") for name in ("ConvNeXt", "Swin", "ViT")}
+    assert inits == {"truncated_normal:0.05"}
+    assert families["ResNet"].fields["width"] % 16 == 0

@@ -190,3 +190,8 @@ def test_the_simulation_finds_false_verdicts_of_a_bad_rule(monkeypatch):
     monkeypatch.setattr(evidence, "_permuted", lambda *arguments: 0.0)  # Welch alone, of two humps and three seeds
     rates = simulate.fixed("two-humped", 3, 100, np.random.default_rng(0), effects=())
     assert rates.false_study > 0.15
+
+
+def test_what_matters_is_at_most_half_of_what_was_published():
+    assert evidence.worth(0.0024) == evidence.worth(-0.0024) == 0.0012
+    assert evidence.worth(0.05) == evidence.POINT and evidence.worth(0.9, most=0.5) == 0.45

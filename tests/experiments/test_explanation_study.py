@@ -77,3 +77,14 @@ def test_measures(placed, small):
     assert len(rows) == 3 and set(rows[0]["panels"]) == {"cam", "grad_cam", "saliency"}
     assert rows[1]["image"] == rows[2]["image"] != rows[0]["image"] and rows[1]["class"] != rows[2]["class"]
     assert Image.open(io.BytesIO(base64.b64decode(rows[0]["panels"]["cam"]))).size == (16, 16)
+
+
+@pytest.mark.full
+def test_images_are_explained_in_batches(placed, small, monkeypatch):
+    run, state = placed
+    whole = [measures.localization(run, state), measures.two_objects(run, state)]
+    monkeypatch.setattr(measures, "BATCH", 4)
+    for one, other in zip(whole, (measures.localization(run, state), measures.two_objects(run, state)), strict=True):
+        assert one == pytest.approx(other, abs=1e-6) if "right" not in one else one.keys() == other.keys()
+    monkeypatch.setattr(measures, "MANY", {16: 9})
+    assert measures._many(run) == 9

@@ -108,8 +108,8 @@ def test_a_vocabulary_is_a_function_of_training_images_and_seed(monkeypatch, kin
     pytest.importorskip("cv2")
     monkeypatch.setattr(handcrafted, "_CHUNK", 100_000)  # several parts
     train, test = _noise(30, 32, 32, 1), _noise(9, 32, 32, 1)
-    first, other = (handcrafted.describe(kind, train, test, seed=seed) for seed in (0, 1))
-    again = handcrafted.describe(kind, train, test[:4], seed=0)
+    first, other = (handcrafted.describe([kind], train, test, seed=seed)[kind] for seed in (0, 1))
+    again = handcrafted.describe([kind], train, test[:4], seed=0)[kind]
     assert first[0].shape == (30, features) and first[1].shape == (9, features)
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_allclose(first[1][:4], again[1], atol=1e-6)
@@ -136,7 +136,7 @@ def test_a_linear_classifier_reads_digits(monkeypatch, kind, least):
 
     monkeypatch.setattr(handcrafted, "SAMPLE", 10_000)
     train, test = (digits.source(split, Options("digits")) for split in ("train", "test"))
-    features = handcrafted.describe(kind, train.images, test.images)
+    features = handcrafted.describe([kind], train.images, test.images)[kind]
     assert LinearSVC(random_state=0).fit(features[0], train.all_labels()).score(features[1], test.all_labels()) > least
 
 
@@ -151,7 +151,7 @@ def test_a_linear_classifier_reads_digits(monkeypatch, kind, least):
 )
 def test_unknown_kinds(kind, message):
     with pytest.raises(UserError, match=message):
-        handcrafted.describe(kind, _noise(1, 8, 8, 1), _noise(1, 8, 8, 1))
+        handcrafted.describe([kind], _noise(1, 8, 8, 1), _noise(1, 8, 8, 1))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_unknown_kinds(kind, message):
 def test_says_what_to_install(monkeypatch, library, kind, name):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=rf"needs {name}, .*: pip install -e '\.\[classic\]'") as raised:
-        handcrafted.describe(kind, _noise(1, 32, 32, 3), _noise(1, 32, 32, 3))
+        handcrafted.describe([kind], _noise(1, 32, 32, 3), _noise(1, 32, 32, 3))
     assert "\n" not in str(raised.value)
 
 
@@ -177,3 +177,15 @@ def test_mistakes_are_one_line():
         handcrafted.FisherVector(100).fit(_descriptors(80))
     with pytest.raises(UserError, match="bag of 100 words needs 100 descriptors, not 80"):
         handcrafted.BagOfWords(100).fit(_descriptors(80))
+
+
+def test_kinds_share_the_descriptors_and_are_those_of_each_alone(monkeypatch):
+    pytest.importorskip("cv2")
+    train, test, seen, dense_sift = _noise(20, 32, 32, 3), _noise(4, 32, 32, 3), [], handcrafted.dense_sift
+    monkeypatch.setattr(handcrafted, "dense_sift", lambda images: (seen.append(len(images)), dense_sift(images))[1])
+    kinds = ("sift_fv:2", "sift_bow:8")
+    both = handcrafted.describe(kinds, train, test)
+    assert sum(seen) == 20 + 20 + 4  # the sample, and each image once
+    for kind in kinds:
+        alone = handcrafted.describe([kind], train, test)[kind]
+        assert all(np.array_equal(*pair) for pair in zip(both[kind], alone, strict=True))

@@ -69,6 +69,21 @@ def test_batch_norm_sees_the_images_per_device():
                 assert c.optimizer.learning_rate == pytest.approx(rates[scale] * c.batch_size)
 
 
+def test_at_cifar_normalization_trains_only_what_is_read():
+    planned = study.module("normalization").trials("cifar", range(1))
+    sizes = {}
+    for trial in planned:
+        if trial.labels["part"] == "size":
+            sizes.setdefault(trial.labels["norm"], []).append(trial.labels["images"])
+    assert {norm: len(images) for norm, images in sizes.items()} == {"BN": 5, "GN": 5, "LN": 1, "IN": 1, "none": 1}
+    smooth = [trial for trial in planned if trial.labels["part"] == "smoothness"]
+    assert {trials.folder_name(trial).partition("@")[0] for trial in smooth if trial.labels["norm"] == "BN"} == {
+        trials.folder_name(smooth[0])
+    }
+    assert [trial.until for trial in smooth[:4]] == [391, 782, 1564, 0]
+    assert {trial.config.duration for trial in smooth} == {"8 epochs"}
+
+
 # -- made outcomes -------------------------------------------------------------------------------------------------
 
 
@@ -100,10 +115,11 @@ CHANGES = {
     "all diverged": diverged,
 }
 DRAWN = [case for case in WORLDS if case[1] in ("as published", "grammar", "digits", "one seed")]
+CASES = [(case, change) for case in DRAWN for change in CHANGES]
+CASES += [(case, "whole") for case in WORLDS if case[1] == "cifar"]
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("case", DRAWN, ids=" ".join)
+@pytest.mark.parametrize(("case", "change"), CASES, ids=lambda part: part if isinstance(part, str) else " ".join(part))
 def test_tables_and_pictures(case, change, tmp_path):
     description, outcomes = study.module(case[0]).STUDY, CHANGES[change](outcomes_of(case))
     for table in description.tables(outcomes):
@@ -140,13 +156,130 @@ def test_twenty_images_fill_an_axis_in_percent():
     assert high - low > 100 * 20 / 360 > 5 and low < 99 and high < 100.5
 
 
-@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in WORLDS))
+@pytest.mark.parametrize("name", [name for name, world in WORLDS if world == "as published"])
 def test_where_all_diverged_nothing_that_needs_training_agrees(name):
     outcomes = diverged(outcomes_of((name, "as published")))
     if name == "translation":  # its judges decide on runs that ended
         return
     for i, claim in enumerate(records_of(name, outcomes)):
         assert claim["verdict"] != AGREES or i in WITHOUT_TRAINING.get(name, ()), claim
+
+
+# -- small effects -------------------------------------------------------------------------------------------------
+
+SMALL = [  # (study, world, labels of the better and of the worse network), with published effects below two points
+    ("depth", "as published", {"network": "pre-activation"}, {"network": "residual", "role": "deep"}),
+    ("depth", "as published", {"network": "residual", "role": "deep"}, {"network": "residual", "role": "shallow"}),
+    ("cost", "as published", {"network": "bottleneck"}, {"network": "two 3x3"}),
+    ("cost", "as published", {"network": "grouped bottleneck"}, {"network": "bottleneck"}),
+    ("cost", "as published", {"network": "inverted residual"}, {"network": "depthwise separable"}),
+    ("attention", "as published", {"network": "ConvNeXt"}, {"network": "Swin"}),
+    ("attention", "as published", {"network": "Swin"}, {"network": "ViT"}),
+]
+STATEMENTS = ("Pre-activation", "A deeper residual", "Bottlenecks", "Grouped", "Inverted", "ConvNeXt is", "Swin is")
+
+
+@pytest.mark.parametrize(("case", "statement"), list(zip(SMALL, STATEMENTS, strict=True)), ids=STATEMENTS)
+def test_a_faithful_replication_of_a_small_effect_is_not_refuted(case, statement):
+    name, world, better, worse = case
+    (claim,) = [one for one in study.module(name).STUDY.claims if one.statement.startswith(statement)]
+    outcomes = outcomes_of((name, world))
+
+    def replicated(o):
+        above = all(o.labels.get(key) == value for key, value in better.items())
+        below = all(o.labels.get(key) == value for key, value in worse.items())
+        if not o.summary or not (above or below):
+            return o
+        return o._replace(summary={**o.summary, "accuracy": 0.9 + claim.effect * above + o.labels["seed"] / 1e4})
+
+    judged = claim.judge(study.Outcomes([replicated(o) for o in outcomes.all()])).evidence
+    assert judged.estimate == pytest.approx(claim.effect) and judged.p_for < 0.01 and judged.p_against > 0.5
+
+
+def test_a_short_training_does_not_refute_the_level_of_a_long_one():
+    outcomes = outcomes_of(("translation", "as published"))
+    short = [o._replace(summary={**o.summary, "bleu": 14.3, "steps": 906}) for o in outcomes.all()]
+    judged = study.module("translation").STUDY.claims[-1].judge(study.Outcomes(short)).evidence
+    assert (judged.p_for, judged.p_against) == (1, 1) and "after 906 steps" in judged.note
+
+
+# -- losses --------------------------------------------------------------------------------------------------------
+
+
+def losses_of(*runs):
+    """Returns outcomes of (losses, whether it diverged)."""
+    return study.Outcomes(
+        [
+            study.Outcome({"seed": i}, None if bad else {}, "nan" if bad else None, {"train": {"loss": list(run)}}, {})
+            for i, (run, bad) in enumerate(runs)
+        ]
+    )
+
+
+def test_a_run_that_diverged_has_learned_nothing():
+    runs = losses_of(([2.3, 1.0, 0.5], False), ([2.4, 1.5], True), ([], True), ([2.2, None, 0.7], False))
+    assert runs.final_losses() == [0.5, 2.4, 2.4, 0.7]
+    assert runs.early_losses() == [2.3, 2.4, 2.4, 2.2]
+    assert runs.losses() == [[2.3, 1.0, 0.5], [2.4, 1.5], [2.2, 0.7]]  # as logged, for pictures
+    assert losses_of(([2.0, 3.0], False), ([1.0], True)).final_losses() == [3.0, 3.0]
+    assert losses_of(([], True), ([], True)).final_losses() == []
+
+
+def test_a_network_does_not_win_by_diverging():
+    world = outcomes_of(("normalization", "as published"))
+    outcomes = study.Outcomes(
+        [
+            o._replace(summary=None, diverged="nan", history={"train": {"loss": [2.3]}})
+            if o.labels.get("norm") == "none" and o.labels["seed"] < 5
+            else o._replace(history={"train": {"loss": [1.0] * 6}})  # all runs that end are equal
+            for o in world.all()
+        ]
+    )
+    judgement = study.module("normalization").results.faster(outcomes)
+    assert judgement.evidence.estimate == pytest.approx(0.65)
+
+
+# -- judges of normalization ----------------------------------------------------------------------------------------
+
+
+def groups_of_norm(accuracies, seeds=SEEDS):
+    """Returns outcomes of group normalization, with accuracies by the number of groups, and little noise."""
+    return study.Outcomes(
+        [
+            study.Outcome({"part": "groups", "groups": g, "seed": s}, {"accuracy": a + s / 1000}, None, {}, {})
+            for g, a in accuracies.items()
+            for s in range(seeds)
+        ]
+    )
+
+
+def test_the_published_rise_is_that_of_a_line_over_all_points():
+    assert study.module("normalization").STUDY.claims[0].effect == pytest.approx(0.1032)
+
+
+def test_numbers_of_groups_are_one_outcome_per_seed_and_must_be_alike():
+    judge = study.module("normalization").results.groups
+    alike = judge(groups_of_norm({1: 0.8, 2: 0.9, 4: 0.905, 8: 0.9}))
+    assert alike.evidence.p_for < 0.001
+    assert judge(groups_of_norm({1: 0.8, 2: 0.9, 4: 0.95, 8: 0.9})).evidence.p_against < 0.001
+    few = judge(groups_of_norm({1: 0.8, 2: 0.9, 4: 0.905, 8: 0.9}, seeds=2))
+    assert few.evidence.p_for > 0.05  # two seeds of three settings are not six outcomes
+
+
+def test_a_landscape_with_a_number_that_is_not_finite_leaves_its_seed_out():
+    results = study.module("normalization").results
+    outcomes = study.Outcomes(
+        [
+            o._replace(measured={"smoothness": {"loss": [1.0, None], "change": [None], "smoothness": [None]}})
+            if o.labels["part"] == "smoothness" and (o.labels["seed"], o.labels["norm"]) == (3, "none")
+            else o
+            for o in outcomes_of(("normalization", "as published")).all()
+        ]
+    )
+    judgement = results.smoother("loss")(outcomes)
+    assert f"(1 of {SEEDS} diverged)" in judgement.ours and judgement.evidence.p_for < 0.001
+    results.draw_smoothness(outcomes, Figure())
+    results.tables(outcomes)
 
 
 # -- measures ------------------------------------------------------------------------------------------------------

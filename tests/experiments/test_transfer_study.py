@@ -44,6 +44,16 @@ def test_trials_have_all_seeds_and_equal_budgets(scale):
     assert len({trials.address(trial) for trial in planned}) == len(planned) - 3
 
 
+def test_at_cifar_all_labels_are_seen_six_times_and_sources_have_hard_labels():
+    planned = MODULE.trials("cifar", range(1))
+    whole = [t.config for t in planned if t.train and t.labels.get("labels") == "all"]
+    assert whole and all(int(c.duration.split()[0]) * c.batch_size >= 6 * 50_000 for c in whole)
+    sources = [t.start.config for t in planned if t.start]
+    assert {c.task.label_smoothing for c in sources} == {0.0} == {c.task.label_smoothing for c in whole}
+    assert {c.optimizer.learning_rate for c in sources} == {0.1, 0.05}
+    assert {t.labels["target"] for t in planned if "target" in t.labels} == {"cifar10_jpeg"}
+
+
 def test_the_published_table_is_as_published():
     tables = MODULE.STUDY.tables(transfer(1))
     assert [row[1:] for row in tables[0].rows][2] == ["18.8 (SIFT+FK)", "—", 61.0, 70.4, "+51.6"]
@@ -52,7 +62,14 @@ def test_the_published_table_is_as_published():
 def test_the_table_is_that_of_the_outcomes():
     ours = MODULE.STUDY.tables(transfer(1))[1]
     assert ours.columns == MODULE.STUDY.tables(transfer(1))[0].columns
-    assert ours.rows[0] == ["cifar10_jpeg", "40.0 %", "50.0 ± 0.2 %", "60.0 ± 0.2 %", "70.0 ± 0.2 %", "+30.0"]
+    assert ours.rows[0] == [
+        "cifar10_jpeg",
+        "40.0 % (1,000 labels per class)",
+        "50.0 ± 0.2 %",
+        "60.0 ± 0.2 %",
+        "70.0 ± 0.2 %",
+        "+30.0",
+    ]
 
 
 def test_a_run_that_diverged_is_counted_beside_the_others_and_as_no_accuracy():
@@ -65,6 +82,15 @@ def test_a_run_that_diverged_is_counted_beside_the_others_and_as_no_accuracy():
     judgements = [claim.judge(Outcomes(outcomes)) for claim in MODULE.STUDY.claims]
     assert "scratch 45.0 ± 15.8 %" in judgements[2].ours  # in verdicts it counts as 0
     assert all(verdicts.decide([judgement.evidence for judgement in judgements]))
+
+
+def test_a_run_that_diverged_before_its_first_evaluation_has_learned_nothing_by_then():
+    empty = {split: {"step": [], "loss": [], "accuracy": []} for split in ("train", "test")}
+    outcomes = [
+        o._replace(summary=None, diverged="nan", history=empty) if o.labels.get("how") == "scratch" else o
+        for o in transfer(1).all()
+    ]
+    assert MODULE.results.faster(Outcomes(outcomes)).ours.endswith("scratch 0.0 ± 0.0 %")
 
 
 def test_without_weights_the_largest_scale_says_how_to_get_them(monkeypatch):
@@ -133,3 +159,21 @@ def test_hand_crafted_features_by_number_of_labels(run, monkeypatch):
     accuracies = transfer_measures.handcrafted(run, run.state)["hog"]
     assert [len(accuracies[count]) for count in ("2", "5", "20", "all")] == [3, 3, 3, 1]
     assert accuracies["all"][0] > 0.9 and np.mean(accuracies["2"]) < accuracies["all"][0]
+
+
+@pytest.mark.full
+def test_fewer_images_stand_for_all_where_features_take_long(run, monkeypatch):
+    monkeypatch.setattr(transfer_measures, "FEWER", {8: 100})
+    monkeypatch.setattr(transfer_measures, "LABELS", {8: (2, 20, 100)})
+    monkeypatch.setattr(transfer_measures, "HANDCRAFTED", ("hog", "hog2", "hog3"))
+    seen = {}
+
+    def describe(kinds, train, test):
+        seen.update(kinds=kinds, train=len(train))
+        return {"hog": (train.reshape(len(train), -1) / 16.0, test.reshape(len(test), -1) / 16.0)}
+
+    monkeypatch.setattr("experiments.studies.transfer.handcrafted.describe", describe)
+    accuracies = transfer_measures.handcrafted(run, run.state)["hog"]
+    assert seen == {"kinds": ("hog", "hog2"), "train": 500}
+    assert [(count, len(values)) for count, values in accuracies.items()] == [("2", 3), ("20", 3), ("100", 1)]
+    assert np.mean(accuracies["2"]) < accuracies["100"][0]

@@ -36,10 +36,10 @@ def diverged(outcomes, seeds=range(SEEDS)):
 # -- initialization, normalization, depth --------------------------------------------------------------------------
 
 
-def outcomes_in(name, world):
+def outcomes_in(name, world, scale="digits"):
     """Returns outcomes of all trials, with {"accuracy", "loss" of training, measures…} of world(labels)."""
     outcomes = []
-    for trial in planned(name):
+    for trial in planned(name, scale):
         values = world(trial.labels)
         history = {"train": {"step": [10 * i for i in range(1, 7)], "loss": values["loss"]}} if trial.train else {}
         outcomes.append(
@@ -69,7 +69,7 @@ def initialization_world(sign, noise):
         stds = [factor**i for i in range(43)]
         names = [f"stage{1 + i // 15}/block{i}/conv1" for i in range(43)]
         return {
-            "accuracy": accuracy[labels["depth"]] + n,
+            "accuracy": accuracy.get(labels["depth"], accuracy[20]) + n,
             "loss": [1 + sign * 0.3 * xavier + n] * 6,
             "signal": {"layers": names, "forward": stds, "backward": stds[::-1]},
         }
@@ -142,10 +142,10 @@ def depth_world(sign, noise, projections=0.91):
 # -- cost, attention ------------------------------------------------------------------------------------------------
 
 
-def accurate(name, accuracy, costs=None):
+def accurate(name, accuracy, costs=None, scale="digits"):
     """Returns outcomes of all trials, with the accuracy that a function of the labels returns."""
     outcomes = []
-    for trial in planned(name):
+    for trial in planned(name, scale):
         summary = None
         if trial.train:
             value = accuracy(trial.labels) + 0.001 * (trial.labels["seed"] - 1)
@@ -155,7 +155,8 @@ def accurate(name, accuracy, costs=None):
         measured = (
             {
                 "step_time": {
-                    "milliseconds": 2.0 if trial.labels["network"] != "dense" else 5.0,
+                    "milliseconds": (time := 2.0 if trial.labels["network"] != "dense" else 5.0),
+                    "medians": [time + i / 100 for i in range(8)],
                     "images": 64,
                     "mult_adds": 1000,
                     "parameters": 10,
@@ -192,10 +193,10 @@ def uneven(labels):
     return {"mult_adds": 1060} if labels["network"] == "bottleneck" else {}
 
 
-def attention_agrees(labels):
+def attention_agrees(labels, scale="digits"):
     """Returns accuracies: ViT_P suffers from SGD, from rates off the best one, and from short training."""
     if labels["set"] == "grid":
-        off = study.module("attention").GRID["digits"][labels["optimizer"]][0].index(labels["rate"]) != 1
+        off = study.module("attention").GRID[scale][labels["optimizer"]][0].index(labels["rate"]) != 1
         return 0.9 if labels["stem"] == "ViT_C" else 0.85 - 0.2 * (labels["optimizer"] == "sgd") - 0.3 * off
     if labels["set"] == "length":
         return 0.95 - (0.3 if labels["stem"] == "ViT_P" else 0.1) / labels["epochs"]
@@ -248,7 +249,7 @@ def of_exits(labels, accuracy, gain):
     return outcome(labels, accuracy, leaving={"rows": rows, "classes": ["0", "1"], "by_class": [30.0, 50.0]})
 
 
-def adaptive(better=0.0, seeds=SEEDS):
+def adaptive(better=0.0, seeds=SEEDS, scale="digits"):
     """Returns outcomes as in the papers for `better` = 0.03, and the opposite for a negative value."""
     shown = [{"image": png(np.zeros((8, 8), np.uint8)), "label": "1", "says": "3 blocks"}]
     extremes, outcomes = {"easy": shown * 3, "hard": shown}, []
@@ -258,13 +259,17 @@ def adaptive(better=0.0, seeds=SEEDS):
         def labels(method, seed=seed, **more):
             return {"method": method, **more, "seed": seed}
 
-        for depth, cost in ((8, 30), (32, 80), (38, 95)):
+        for depth, cost in ((8, 30), (32 if scale == "digits" else 14, 80), (38, 95)):
             outcomes.append(outcome(labels("ResNet", depth=depth), 0.8 + noise, cost))
-        outcomes.append(outcome(labels("ResNet-32, twice as long"), 0.8 + noise, 80))
-        for target in (0.3, 0.5, 0.7):
+        for target in (0.3, 0.5, 0.7) if scale == "digits" else (0.5, 0.7, 0.9):
             accuracy = 0.8 + better + noise + 0.02 * (target > 0.6 if better >= 0 else target < 0.4)
             blocks, own = (8 if better >= 0 else 14.5) + noise, labels("ConvNet-AIG", target=target)
             outcomes.append(of_blocks(own, accuracy, blocks, accuracy + better, extremes=extremes))
+        outcomes.append(of_exits(labels("MSDNet"), 0.8 + better + noise, better))
+        outcomes.append(of_exits(labels("ResNet with exits"), 0.8 + noise, better))
+        if scale == "cifar":  # no policies
+            continue
+        outcomes.append(outcome(labels("ResNet-32, twice as long"), 0.8 + noise, 80))
         chosen = dict.fromkeys(("first", "random", "distributed"), 0.7 - better + noise)
         heuristics = {**chosen, "policy": 0.7 + noise, "blocks": 9}
         outcomes.append(of_blocks(labels("policy alone"), 0.75 + noise, 9, 0.8, heuristics=heuristics))
@@ -272,20 +277,18 @@ def adaptive(better=0.0, seeds=SEEDS):
             blocks = (7 if better >= 0 else 14) + (penalty - 1) * better + noise
             own = labels("BlockDrop", penalty=penalty)
             outcomes.append(of_blocks(own, 0.79 + 2 * better + noise, blocks, 0.8, extremes=extremes))
-        outcomes.append(of_exits(labels("MSDNet"), 0.8 + better + noise, better))
-        outcomes.append(of_exits(labels("ResNet with exits"), 0.8 + noise, better))
     return Outcomes(outcomes)
 
 
 # -- explanation ---------------------------------------------------------------------------------------------------
 
 
-def explanation(sign, noise=0.001, after=12):
+def explanation(sign, noise=0.001, after=12, scale="digits"):
     """Returns outcomes: sign 1 as published, -1 against; noise between seeds; the field's size after training."""
     outcomes, picture, color = [], png(np.full((8, 8), 0.5)), png(np.full((8, 8, 3), 0.5))
     only = {"cam": "ResNet", "attention_rollout": "ViT"}
     curves = {"deletion": 0.2, "insertion": 0.8, "deletion_curve": [1, 0.5, 0], "insertion_curve": [0, 0.5, 1]}
-    for trial in planned("explanation"):
+    for trial in planned("explanation", scale):
         network, n = trial.labels["network"], noise * NOISE[trial.labels["seed"]]
         methods = [method for method in measures.METHODS if only.get(method, network) == network]
         good = {method: 1 if method in ("cam", "grad_cam", "guided_grad_cam") else -1 for method in methods}
@@ -314,12 +317,57 @@ def explanation(sign, noise=0.001, after=12):
     return Outcomes(outcomes)
 
 
+# -- compression ---------------------------------------------------------------------------------------------------
+
+
+def compression(scale="cifar"):
+    """Returns outcomes of all trials as published."""
+    from experiments.studies.compression import measures as compressed
+    from models.compress import file, packed
+
+    weights = np.zeros((16, 16), np.float32)
+    weights[::3, ::2] = 1.0
+    layers = file.table(packed.pack({}, {"w": weights}), {"params": {"w": weights}})
+
+    def bits(n, *pairs):
+        return [{"bits": i, "ratio": ratio, "accuracy": accuracy + n} for i, (ratio, accuracy) in enumerate(pairs)]
+
+    curve = {"sparsity": [0.0, 0.5, 0.9], "accuracy": [0.9, 0.8, 0.3]}
+    outcomes = []
+    for trial in planned("compression", scale):
+        labels, n = trial.labels, 0.001 * NOISE[trial.labels["seed"]]
+        accuracy = 0.9 + n - 0.1 * (labels.get("kind") == "XNOR")
+        stage, is_pruned = labels.get("stage"), labels["part"] == "curves" or labels.get("stage") == "pruned"
+        sizes = (5.0, 0.895), (30.0, 0.893), (60.0, 0.7)
+        measured = {
+            "stored": {
+                "bytes": 1000 if stage == "dense" else 100,
+                "float32": 3000,
+                "ratio": {"shared": 30.0, "pruned": 8.0}.get(stage, 3.0) + n,
+                "identical": True,
+                "layers": layers,
+                "accuracy": accuracy,
+                "parameters": 250,
+                "mult_adds": 60 if labels["part"] == "filters" else 100,
+            },
+            "bits": bits(n, *(sizes if is_pruned else ((1.0, 0.9), (8.0, 0.9), (16.0, 0.5)))),
+            "cut": [0.5 + n] * len(compressed.CUTS),
+            "centroids": {init: [0.8 + 0.05 * (init == "linear") + n] * 3 for init in compressed.INITS},
+            "int8": {"accuracy": accuracy, "float32": 0.9 + n, "share": 1.0},
+            "sensitivity": {"layers": dict.fromkeys(("stem_conv/kernel", "head/kernel"), curve)},
+        }
+        summary = {"accuracy": accuracy, "parameters": 250, "mult_adds": 100} if trial.train else None
+        own = {measure.__name__: measured[measure.__name__] for measure in trial.measures}
+        outcomes.append(Outcome(labels, summary, None, {}, own))
+    return Outcomes(outcomes)
+
+
 # -- transfer, translation ----------------------------------------------------------------------------------------
 
 
 def transfer(sign, scale="cifar", noise=0.002):
     """Returns outcomes of all trials as published (sign 1), or of the opposite (-1)."""
-    outcomes = []
+    outcomes, most = [], "1000" if scale == "cifar" else "all"
     for trial in planned("transfer", scale):
         labels = trial.labels
         n = noise * NOISE[labels["seed"]]
@@ -346,11 +394,11 @@ def transfer(sign, scale="cifar", noise=0.002):
         measured = {
             "probe": {
                 str(count): {kind: {"accuracy": value} for kind in ("logistic", "svm", "knn")}
-                for count in (10, 50, 250, "all")
+                for count in (10, 50, 250, 1000, "all")
             },
             "logistic": {"accuracy": value, "clean": value, "painted": value - lost + n, "changed": lost},
             "cue": {"clean": value, "painted": value - lost + n, "changed": lost},
-            "handcrafted": {"sift_fv:16": {str(n): [0.4] * (1 if n == "all" else 3) for n in (10, 50, 250, "all")}},
+            "handcrafted": {"sift_fv:16": {"10": [0.4] * 3, "50": [0.4] * 3, "250": [0.4] * 3, most: [0.4]}},
             "embedding": {"x": [[0.0, 1.0], [1.0, 0.0]], "labels": [0, 1], "classes": ["a", "b"]},
         }
         history = {"test": {"step": [1, 2], "accuracy": [value - 0.1, value]}} if trial.train else {}
@@ -373,7 +421,14 @@ def translation(text, sign=1, noise=0.1):
     for trial in planned("translation"):
         seed = trial.labels["seed"]
         bleu = 38.4 - sign * lost.get(trial.labels["network"], 1) + noise * (seed - 1) ** (1 + (seed == 2))
-        summary = {"bleu": bleu, "exact_match": bleu / 50, "accuracy": bleu / 45, "loss": 1.0, "parameters": 12345}
+        summary = {
+            "bleu": bleu,
+            "exact_match": bleu / 50,
+            "accuracy": bleu / 45,
+            "loss": 1.0,
+            "parameters": 12345,
+            "steps": 6797,
+        }
         history = {"test": {"step": [1, 2], "loss": [2.0, 1.0], "accuracy": [0.1, 0.2]}}
         maps = [{"weights": [[[0.1, 0.9], [0.5, 0.5]]], "source": ["a", "b"], "ours": ["x", "y"]}] * 2
         outcomes.append(
@@ -419,7 +474,7 @@ WORLDS: dict[tuple[str, str], tuple[Callable[[], Outcomes], str]] = {
     ("cost", "unequal costs"): (lambda: accurate("cost", cost_agrees, uneven), "--T-------"),
     ("attention", "as published"): (lambda: accurate("attention", attention_agrees), "A" * 9),
     ("attention", "against"): (lambda: accurate("attention", attention_reverse), "D" * 9),
-    ("attention", "alike"): (lambda: accurate("attention", alike), "DTDDDDDDD"),
+    ("attention", "alike"): (lambda: accurate("attention", alike), "D" * 9),
     ("transfer", "as published"): (lambda: transfer(1), "A" * 12),
     ("transfer", "against"): (lambda: transfer(-1), "D" * 12),
     ("transfer", "noise"): (lambda: transfer(1, noise=0.5), "TTT-TTT-TTTT"),
@@ -431,6 +486,23 @@ WORLDS: dict[tuple[str, str], tuple[Callable[[], Outcomes], str]] = {
     ("explanation", "against"): (lambda: explanation(-1), "D" * 6),  # a field of 12 after training: smaller than before
     ("explanation", "large fields"): (lambda: explanation(-1, after=39), "D" * 6),  # above two thirds of the 40
     ("explanation", "noise"): (lambda: explanation(1, 0.9), "TTTTT-"),
+    ("initialization", "cifar"): (
+        lambda: outcomes_in("initialization", initialization_world(1, 0.001), "cifar"),
+        "AAAAAA",
+    ),
+    ("normalization", "cifar"): (
+        lambda: outcomes_in("normalization", normalization_world(1, 0.001), "cifar"),
+        "A" * 10,
+    ),
+    ("depth", "cifar"): (lambda: outcomes_in("depth", depth_world(1, 0.001), "cifar"), "A" * 11),
+    ("cost", "cifar"): (lambda: accurate("cost", cost_agrees, cost_counts, "cifar"), "A" * 10),
+    ("attention", "cifar"): (
+        lambda: accurate("attention", functools.partial(attention_agrees, scale="cifar"), None, "cifar"),
+        "A" * 9,
+    ),
+    ("compression", "cifar"): (compression, "TTAATTTAAAAAAAT"),
+    ("adaptive", "cifar"): (lambda: adaptive(0.03, scale="cifar"), "AAATTTAAA"),
+    ("explanation", "cifar"): (lambda: explanation(1, scale="cifar"), "A" * 6),
 }
 INITIALS = {"A": AGREES, "D": DISAGREES, "T": TOO_SMALL}
 # Claims that agree although all training diverged: they are about networks at step 0, and about counts

@@ -37,6 +37,7 @@ PARTS = {
 }
 KINDS = {  # kind of weights -> (name, color)
     "full": ("full precision", GRAY),
+    "full, longer": ("full precision, longer", BROWN),
     "ternary": ("ternary weights", BLUE),
     "binary weights": ("binary weights", YELLOW),
     "full, preactivation": ("full precision, pre-activation", LIGHT_BLUE),

@@ -1,34 +1,32 @@
-"""Results of the study of compression: values, judges, tables, pictures."""
+"""Results of the study of compression: values and judges."""
 
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from experiments.studies.compression.measures import CUTS
-from experiments.study import Judge, Outcomes, Table, evidence, needs
+from experiments.study import Judge, Outcomes, evidence, needs
 from experiments.study.evidence import Evidence
 from experiments.study.verdicts import Judgement, listed, mean, missing, more, spread
 
-# Han 2016, table 1: (error before and after in percent, ratio)
-PUBLISHED = {
-    "LeNet-300-100": (1.64, 1.58, 40),
-    "LeNet-5": (0.80, 0.74, 39),
-    "AlexNet": (42.78, 42.78, 35),
-    "VGG-16": (31.50, 31.17, 49),
-}
-# Zhu 2017, CIFAR-10: error in percent with (full precision, ternary weights)
-TERNARY = {20: (8.23, 8.87), 32: (7.67, 7.63), 44: (7.18, 7.02), 56: (6.80, 6.44)}
 STAGES = ("dense", "pruned", "shared")
+# The stage and the kind of weights that train on, as long as pruned networks and as ternary weights
+LONGER, FULL_LONGER = "dense, longer", "full, longer"
 LOSS = 0.005  # largest loss of accuracy that counts as none
 LITTLE = 0.01  # largest loss of accuracy that counts as little
+FEWEST = 3  # sparsities from which the sizes of files are compared
 TIMES = 1.0  # smallest difference that matters between ratios of sizes
 
 
 def stage_of(outcomes: Outcomes, network: str, stage: str) -> Outcomes:
     """Returns the outcomes of a network at a stage."""
     return outcomes.where(part="stages", network=network, stage=stage)
+
+
+def _reference(outcomes: Outcomes, network: str) -> Outcomes:
+    """Returns the dense network that trains as long as a pruned one; where the scale has none, the dense network."""
+    return stage_of(outcomes, network, LONGER) or stage_of(outcomes, network, "dense")
 
 
 def _stored(outcomes: Outcomes) -> list[float]:
@@ -43,7 +41,7 @@ def smaller(network: str, ratio: float) -> Judge:
     def judge(outcomes: Outcomes) -> Judgement:
         ratios = stage_of(outcomes, network, "shared").measured("stored", "ratio")
         lost = [
-            mean(stage_of(same_seed, network, "dense").values("accuracy"))
+            mean(_reference(same_seed, network).values("accuracy"))
             - mean(_stored(stage_of(same_seed, network, "shared")))
             for _, same_seed in outcomes.groups("seed")
         ]
@@ -79,9 +77,10 @@ def _versus(high: tuple[str, str], low: tuple[str, str], cut: bool = False) -> J
 
     def judge(outcomes: Outcomes) -> Judgement:
         sparsities = [s for s in sparsities_of(outcomes) if s in CUTS or not cut]
-        if not sparsities:
+        every = outcomes.where(part="curves")
+        if not sparsities or not all(every.where(decay=d, how="whole" if h == "cut" else h) for d, h in (high, low)):
             return missing("not part of this scale")
-        seeds = [same_seed for _, same_seed in outcomes.where(part="curves").groups("seed")]
+        seeds = [same_seed for _, same_seed in every.groups("seed")]
         means = {
             ", ".join(pair): [
                 statistics.mean(mean(curve_at(same_seed, *pair, s, 0.0)) for s in sparsities) for same_seed in seeds
@@ -122,6 +121,8 @@ def _smallest(points: Sequence[tuple[float, float]], least: float) -> float:
 def both(outcomes: Outcomes) -> Judgement:
     """Compares how small each method makes the file while it loses at most one point of accuracy."""
     points = points_of(outcomes)
+    if len(sparsities_of(outcomes)) < FEWEST:
+        return missing(f"fewer than {FEWEST} sparsities at this scale")
     whole = [seed[0][1] for seed in points["sharing alone"]]  # the largest file has the unchanged weights
     best = {
         method: [_smallest(seed, least - 0.01) for seed, least in zip(seeds, whole, strict=True)]
@@ -156,10 +157,12 @@ def _low_bits(first: str, second: str, test: Callable[..., Evidence], diverged: 
     def judge(outcomes: Outcomes) -> Judgement:
         parts, texts = [], []
         for depth in outcomes.where(part="low bits").distinct("depth"):
-            pair = low_bits(outcomes, depth, first, 0.0), low_bits(outcomes, depth, second, diverged)
+            reference = low_bits(outcomes, depth, f"{second}, longer", diverged) if first == "ternary" else []
+            pair = low_bits(outcomes, depth, first, 0.0), reference or low_bits(outcomes, depth, second, diverged)
             if all(pair):
                 parts.append(test(*pair))
-                texts.append(f"{depth} layers: {first} {spread(pair[0])}, {second} {spread(pair[1])}")
+                name = f"{second}, longer" if reference else second
+                texts.append(f"{depth} layers: {first} {spread(pair[0])}, {name} {spread(pair[1])}")
         return Judgement(evidence.all_of(*parts), "; ".join(texts)) if parts else missing("not part of this scale")
 
     return judge
@@ -170,16 +173,16 @@ binary = _low_bits("binary weights", "full", partial(evidence.no_less, margin=0.
 xnor = _low_bits("binary weights", "XNOR", evidence.more, 0.0)
 
 
-def _filters(outcomes: Outcomes, network: str) -> tuple[Outcomes, Outcomes]:
+def with_and_without_filters(outcomes: Outcomes, network: str) -> tuple[Outcomes, Outcomes]:
     """Returns the outcomes of whole networks and of those without some of their filters."""
-    return stage_of(outcomes, network, "dense"), outcomes.where(part="filters", network=network)
+    return _reference(outcomes, network), outcomes.where(part="filters", network=network)
 
 
 def filters(outcomes: Outcomes) -> Judgement:
     """Compares networks before and after whole filters are removed."""
     parts, texts = [], []
     for network in outcomes.where(part="filters").distinct("network"):
-        before, after = _filters(outcomes, network)
+        before, after = with_and_without_filters(outcomes, network)
         cost, reduced = (mean(group.measured("stored", "mult_adds")) for group in (before, after))
         if math.isnan(cost + reduced):
             return missing(f"{network}: diverged")
@@ -217,131 +220,3 @@ def taught(outcomes: Outcomes) -> Judgement:
         for name, how in (("with a teacher", "taught"), ("alone", "step by step"))
     }
     return more(means, start=f"mean over {', '.join(f'{s:.0%}' for s in sparsities)} pruned: ")
-
-
-# -- tables --------------------------------------------------------------------------------------------------------
-
-
-def _error(values: Sequence[float]) -> str:
-    return spread([1 - value for value in values], digits=2)
-
-
-def _unhuffed(layers: Sequence[dict[str, Any]]) -> float:
-    """Returns the bytes that a file would have without Huffman coding, with indices and jumps of fixed width."""
-    total = 0.0
-    for row in layers:
-        parts, entries = row["parts"], row["entries"] or 0
-        huffman_coded = parts.get("indices", 0) + parts.get("jumps", 0) + parts.get("tables", 0)
-        width = (row["index_bits"] or 0) * ("indices" in parts) + (row["jump_bits"] or 0)
-        total += row["bytes"] - huffman_coded + entries * width / 8
-    return total
-
-
-def _kilobytes(values: Sequence[float]) -> str:
-    return spread([value / 1000 for value in values], percent=False)
-
-
-def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
-    stages = {stage: stage_of(outcomes, network, stage) for stage in STAGES}
-    files = {stage: group.results("stored") for stage, group in stages.items()}
-    density = [
-        sum(row["kept"] for row in one["layers"] if row["entries"])
-        / sum(row["weights"] for row in one["layers"] if row["entries"])
-        for one in files["pruned"]
-    ]
-
-    def times(stage: str) -> str:
-        return spread([one["ratio"] for one in files[stage]], percent=False)
-
-    shared, dense = files["shared"], stages["dense"].first()
-    return [
-        network,
-        f"{dense['parameters']:,}" if dense else "diverged",
-        *(_error(stages[stage].values("accuracy")) for stage in ("dense", "pruned")),
-        _error([one["accuracy"] for one in shared]),
-        spread(density),
-        *(_kilobytes([one[key] for one in shared]) for key in ("float32", "bytes")),
-        times("pruned"),
-        spread([one["float32"] / _unhuffed(one["layers"]) for one in shared], percent=False),
-        times("shared"),
-        "yes" if all(one["identical"] for one in shared) else "NO",
-    ]
-
-
-def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns tables for each part of the study that the scale has."""
-    networks = outcomes.where(part="stages").distinct("network")
-    return [
-        _table_of_stages(outcomes, networks),
-        *(table for network in networks for table in _table_of_layers(outcomes, network)),
-        *_table_of_curves(outcomes),
-        *_table_of_low_bits(outcomes),
-        _table_of_filters(outcomes),
-        *_table_of_int8(outcomes),
-    ]
-
-
-def _table_of_stages(outcomes: Outcomes, networks: Sequence[str]) -> Table:
-    sizes = ("weights kept", "float32 (kB)", "file (kB)", "pruned, times", "shared, times", "Huffman, times")
-    columns = ("network", "numbers", "error", "pruned", "file", *sizes, "logits equal")
-    published = [
-        [f"{name} (Han 2016, table 1)", "", f"{before:.2f} %", "", f"{after:.2f} %", *[""] * 5, ratio, ""]
-        for name, (before, after, ratio) in PUBLISHED.items()
-    ]
-    rows = [_row_of_network(outcomes, network) for network in networks]
-    return Table("Deep compression", columns, [*rows, *published])
-
-
-def _table_of_layers(outcomes: Outcomes, network: str) -> list[Table]:
-    from models.compress import file  # imports JAX
-
-    columns = ("layer", "weights", "kept", "index bits / coded", "jump bits / coded", "bytes", "of float32")
-    shared = stage_of(outcomes, network, "shared").results("stored")
-    return [Table(f"{network}, layer by layer", columns, file.rows(shared[0]["layers"]))] if shared else []
-
-
-def _table_of_filters(outcomes: Outcomes) -> Table:
-    rows = []
-    for network in outcomes.where(part="filters").distinct("network"):
-        names = ("whole", "without some of its filters")
-        for name, group in zip(names, _filters(outcomes, network), strict=True):
-            if measured := group.having("stored"):
-                costs = (f"{measured[0].measured['stored'][key]:,}" for key in ("parameters", "mult_adds"))
-                rows.append([f"{network}, {name}", _error(measured.measured("stored", "accuracy")), *costs])
-    return Table("Filters removed", ("network", "error", "parameters", "mult-adds"), rows)
-
-
-def _table_of_int8(outcomes: Outcomes) -> list[Table]:
-    rows = []
-    for network in outcomes.where(part="stages").distinct("network"):
-        if measured := stage_of(outcomes, network, "int8").results("int8"):
-            float32, int8, share = ([one[name] for one in measured] for name in ("float32", "accuracy", "share"))
-            rows.append([network, _error(float32), _error(int8), spread(share)])
-    return [Table("int8 kernels", ("network", "error", "error, int8", "mult-adds in int8"), rows)] if rows else []
-
-
-def _table_of_curves(outcomes: Outcomes) -> list[Table]:
-    sparsities, first = sparsities_of(outcomes), outcomes.where(part="curves").first()
-    columns = [("L2", "cut"), ("L1", "cut"), ("L2", "at once"), ("L1", "at once")]
-    columns += [("L2", "step by step"), ("L2", "taught")]
-    columns = [c for c in columns if any(curve_at(outcomes, *c, s) for s in sparsities)]
-    title = f"Accuracy by sparsity, {first['parameters'] if first else 0:,} parameters"
-    rows = [[f"{s:.0%}", *(spread(curve_at(outcomes, *column, s)) for column in columns)] for s in sparsities]
-    return [Table(title, ("weights pruned", *(f"{decay}, {how}" for decay, how in columns)), rows)] if rows else []
-
-
-def _table_of_low_bits(outcomes: Outcomes) -> list[Table]:
-    low_bit_runs = outcomes.where(part="low bits")
-    kinds, rows = low_bit_runs.distinct("kind"), []
-    for depth in low_bit_runs.distinct("depth"):
-        ratios = (low_bit_runs.where(depth=depth, kind=kind).measured("stored", "ratio")[:1] for kind in kinds)
-        rows.append(
-            [
-                depth,
-                *(_error(low_bits(outcomes, depth, kind)) for kind in kinds),
-                " / ".join(f"{error:.2f}" for error in TERNARY.get(depth, ())) or "—",
-                " / ".join(spread(ratio, percent=False) for ratio in ratios),
-            ]
-        )
-    columns = ("layers", *kinds, "Zhu 2017: full / ternary, %", "file, times smaller")
-    return [Table("Error with low-bit weights", columns, rows)] if rows else []

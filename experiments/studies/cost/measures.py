@@ -10,24 +10,32 @@ if TYPE_CHECKING:  # measures import training code only when they run
     from train.state import TrainState
 
 
-TIMED = 15  # number of timed training steps, of which the median is reported
+TIMED = 15  # number of training steps that a median is of
+REPEATED = 8  # number of medians: one chooses the networks that are compared, and a test of ten claims needs seven
 
 
 def step_time(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures milliseconds per compiled training step: the median of TIMED steps, after three to warm up."""
+    """Measures milliseconds per compiled training step, after three steps to warm up.
+
+    Returns:
+      "medians": of TIMED steps each, REPEATED times one after another; "milliseconds": their median; "images" of a
+      step; "mult_adds" of one image; "parameters"; "device".
+    """
     import jax
 
     from models.analysis.cost import analyze
     from train.recording import summary
 
     state, seconds = run.parallel.place(state), []
-    for _, items in run.feed.calls(0, 3 + TIMED):
+    for _, items in run.feed.calls(0, 3 + TIMED * REPEATED):
         began = time.perf_counter()
         state = jax.block_until_ready(run.train_call(state, run.data, items))[0]
         seconds.append(time.perf_counter() - began)
     cost = analyze(run.task.model, (1, *run.images.image_shape))
+    medians = [1000 * statistics.median(seconds[i : i + TIMED]) for i in range(3, len(seconds), TIMED)]
     return {
-        "milliseconds": 1000 * statistics.median(seconds[3:]),
+        "milliseconds": statistics.median(medians),
+        "medians": medians,
         "images": run.config["batch_size"],
         "mult_adds": cost.mult_adds,
         "parameters": cost.params,

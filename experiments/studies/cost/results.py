@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.studies import networks
 from experiments.studies.cost.networks import BLOCKS, DENSE, MOBILENETS, PLAIN, SEPARABLE
-from experiments.study import Judge, Judgement, Outcomes, Table, evidence, finite, missing, spread
+from experiments.study import Judge, Judgement, Outcomes, Table, evidence, finite, listed, missing, spread
 from experiments.study.figures import (
     dots,
     errorbars,
@@ -22,6 +22,7 @@ from models.analysis.axes import logarithmic
 from models.analysis.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
 TOLERANCE = 0.05  # largest allowed difference of costs: the costliest over the cheapest, minus 1
+SLOWER = 1.5  # factor between the times of steps at equal mult-adds
 CLASSIFIER = 1024 * 1000  # mult-adds of MobileNet's classifier
 KINDS = {"mult_adds": "equal mult-adds", "parameters": "equal parameters"}
 COLORS = dict(zip(BLOCKS, (BLACK, BLUE, PURPLE, YELLOW, RED, GREEN), strict=True))
@@ -38,9 +39,9 @@ MARKS = {  # network -> (name, color, marker) in the picture of the time per ste
 # -- judges --------------------------------------------------------------------------------------------------------
 
 
-def better(field: str, high: str, low: str) -> Judge:
-    """Returns a judge: one block is more accurate than another of the same cost."""
-    return networks.more_accurate(KINDS[field], field, TOLERANCE, high, low)
+def better(field: str, high: str, low: str, published: float) -> Judge:
+    """Returns a judge: one block is more accurate than another of the same cost, by `published` in the paper."""
+    return networks.more_accurate(KINDS[field], field, TOLERANCE, high, low, published)
 
 
 def cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Judge:
@@ -104,14 +105,20 @@ def reused(outcomes: Outcomes) -> Judgement:
 
 
 def timed(outcomes: Outcomes) -> Judgement:
-    """Compares the times per training step at equal mult-adds."""
+    """Compares the times per training step of the slowest and the fastest network at equal mult-adds.
+
+    The first median of each network chooses the two, and the others are compared, by their logarithms.
+    """
     times = {
-        o.labels["network"]: o.measured["step_time"]["milliseconds"]
+        o.labels["network"]: o.measured["step_time"].get("medians", [o.measured["step_time"]["milliseconds"]])
         for o in outcomes.where(set="step time", of=KINDS["mult_adds"])
     }
-    fast, slow = min(times, key=times.__getitem__), max(times, key=times.__getitem__)
-    text = f"{fast} {times[fast]:.1f} ms, {slow} {times[slow]:.1f} ms per step"
-    return Judgement(evidence.holds(times[slow] > 1.5 * times[fast]), text)
+    fast, slow = (choose(times, key=lambda network: times[network][0]) for choose in (min, max))
+    text = listed({network: times[network][1:] or times[network] for network in (fast, slow)}, percent=False)
+    if min(map(len, times.values())) < 3:
+        return missing(f"{text} ms per step, measured once: without repetitions, the error is unknown")
+    quick, long = ([math.log10(one) for one in times[network][1:]] for network in (fast, slow))
+    return Judgement(evidence.more(long, quick, math.log10(SLOWER), unit="decades"), f"{text} ms per step")
 
 
 def _counted() -> list[tuple[str, Any, int, float, str]]:

@@ -44,16 +44,21 @@ def accuracies(outcomes: Outcomes, network: str, **labels: Any) -> list[float]:
 
 
 def final_losses(outcomes: Outcomes, network: str, **labels: Any) -> list[float]:
-    """Returns final training losses by seed."""
+    """Returns final training losses by seed, for verdicts; see `Outcomes.final_losses` for runs that diverged."""
     return _end(outcomes, network, **labels).final_losses()
+
+
+def _last(outcomes: Outcomes) -> list[float]:
+    """Returns the last training loss that each run logged, for tables and pictures."""
+    return [run[-1] for run in outcomes.losses()]
 
 
 def _depth(outcomes: Outcomes, role: str) -> int:
     return outcomes.where(role=role).distinct("depth")[0]
 
 
-def deeper(network: str) -> Judge:
-    """Returns a judge: the deep network is more accurate than the shallow one."""
+def deeper(network: str, published: float) -> Judge:
+    """Returns a judge: the deep network is more accurate than the shallow one, by `published` in the paper."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         roles = ("deep", "shallow")
@@ -61,6 +66,7 @@ def deeper(network: str) -> Judge:
             {f"{_depth(outcomes, role)} layers": accuracies(outcomes, network, role=role) for role in roles},
             start="accuracy with ",
             separator=", ",
+            worth=evidence.worth(published),
         )
 
     return judge
@@ -73,12 +79,13 @@ def degrades(outcomes: Outcomes) -> Judgement:
     return more(losses, 0.0, "final training loss with ", False, 2, ", ", worth=NATS, unit="nats")
 
 
-def better(high: str, low: str, name: str) -> Judge:
-    """Returns a judge: one deep network is more accurate than another, called `name`."""
+def better(high: str, low: str, name: str, published: float) -> Judge:
+    """Returns a judge: one deep network is more accurate than another, called `name`, by `published` in the paper."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         groups = {label: accuracies(outcomes, network, role="deep") for label, network in ((high, high), (name, low))}
-        return more(groups, start=f"{_depth(outcomes, 'deep')} layers: ", separator=", ")
+        layers, worth = _depth(outcomes, "deep"), evidence.worth(published)
+        return more(groups, start=f"{layers} layers: ", separator=", ", worth=worth)
 
     return judge
 
@@ -205,7 +212,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
         {"network": "network", "depth": "layers"},
         {
             "test accuracy": accuracy,
-            "training loss (nats)": lambda group: spread(group.final_losses(), False, 3),
+            "training loss (nats)": lambda group: spread(_last(group), False, 3),
             "published: CIFAR-10 (%)": published("cifar10"),
             "published: ImageNet, 10-crop (%)": published("imagenet"),
         },
@@ -233,7 +240,7 @@ def draw_depth(outcomes: Outcomes, figure: Any) -> None:
     for network, color in COLORS.items():
         groups = [_end(outcomes, network, depth=depth) for depth in depths]
         errorbars(left, depths, [group.values("accuracy") for group in groups], color=color, label=network)
-        errorbars(right, depths, [group.final_losses() for group in groups], 1, color=color, label=network)
+        errorbars(right, depths, [_last(group) for group in groups], 1, color=color, label=network)
     logarithmic(right, "y")
     for axes in (left, right):
         fixed_ticks(axes.xaxis, depths)

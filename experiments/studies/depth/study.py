@@ -93,8 +93,9 @@ STUDY = Study(
             "A deeper residual network is better.",
             "CIFAR-10: 8.75 % with 20 layers, 6.97 % with 56",
             "He 2016, table 6",
-            "the deep network's test accuracy is above the shallow one's",
-            results.deeper("residual"),
+            "the deep network's test accuracy is above the shallow one's; differences below 0.89 points, half of the "
+            "published one, do not matter",
+            results.deeper("residual", 0.0178),
             0.0178,
         ),
         Claim(
@@ -102,7 +103,7 @@ STUDY = Study(
             "ImageNet, 34 layers: 25.03 % against 28.54 %",
             "He 2016, table 2",
             "the deep residual network's accuracy is above the plain one's",
-            results.better("residual", "plain", "plain"),
+            results.better("residual", "plain", "plain", 0.0351),
             0.0351,
         ),
         Claim(
@@ -130,10 +131,12 @@ STUDY = Study(
         ),
         Claim(
             "Pre-activation generalizes better in deep networks.",
-            "no number: improves generalization",
-            "He 2016b, abstract",
-            "the deep pre-activation network's accuracy is above the original's",
-            results.better("pre-activation", "residual", "original"),
+            "CIFAR-10, ResNet-110: 6.37 % with pre-activation, 6.61 % without",
+            "He 2016b, abstract; the numbers as in Veit 2018, table 1",
+            "the deep pre-activation network's accuracy is above the original's; differences below 0.12 points, half "
+            "of the published one, do not matter",
+            results.better("pre-activation", "residual", "original", 0.0024),
+            0.0024,
         ),
         Claim(
             "Branches that start at zero ease the start of the training.",

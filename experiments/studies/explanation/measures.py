@@ -30,6 +30,8 @@ METHODS = (
 SOME_HAVE = ("cam", "attention_rollout")  # methods that apply to some networks only
 OPTIONS = {"smooth_grad": {"samples": 8}, "integrated_gradients": {"steps": 16}}
 IMAGES = 96  # images of the test set
+MANY = {48: 500}  # the same for the pointing game and localization, by the side of a canvas, where there are more
+BATCH = 100  # images that are explained at once
 FEW = 48  # images for slow measures, which sweep over each image or explain once per layer
 STEPS = 16  # steps of deletion and insertion
 BLUR = 1 / 8  # blur where insertion starts, as a fraction of the side; through the paper's blur, digits are legible
@@ -91,8 +93,19 @@ def explained(
     """Yields pairs (method, heat [N, H, W]), in the order of `attributions`."""
     from models.explain import catalogue
 
-    for name, explanation in attributions(run, variables, images, target, methods):
-        yield name, np.asarray(catalogue.heat(explanation.values, images.shape[1:3]))
+    for method in methods or METHODS:
+        heats = [
+            np.asarray(catalogue.heat(explanation.values, images.shape[1:3]))
+            for i in range(0, len(images), BATCH)
+            for _, explanation in attributions(run, variables, images[i : i + BATCH], target[i : i + BATCH], (method,))
+        ]
+        if heats:
+            yield method, np.concatenate(heats)
+
+
+def _many(run: "Run") -> int:
+    """Returns the number of test images for the pointing game and localization."""
+    return MANY.get(run.images.image_shape[0], IMAGES)
 
 
 def localization(run: "Run", state: "TrainState") -> dict[str, Any]:
@@ -110,7 +123,7 @@ def localization(run: "Run", state: "TrainState") -> dict[str, Any]:
     from models.explain import catalogue, faithful
 
     variables = jax.device_put(state.evaluation_variables())
-    test, train = examples(run, "test", IMAGES), examples(run, "train", IMAGES)
+    test, train = (examples(run, split, _many(run)) for split in ("test", "train"))
     logits = np.asarray(jax.jit(run.task.model.apply)(variables, test.images))
     right = logits.argmax(1) == test.labels()
 
@@ -170,7 +183,7 @@ def two_objects(run: "Run", state: "TrainState") -> dict[str, Any]:
 
     from models.explain import faithful
 
-    variables, both = jax.device_put(state.evaluation_variables()), examples(run, "test", IMAGES, objects=2)
+    variables, both = jax.device_put(state.evaluation_variables()), examples(run, "test", _many(run), objects=2)
     shares: dict[str, list[float]] = {}
     for which in (0, 1):
         for name, heat in explained(run, variables, both.images, both.labels(which)):
@@ -247,15 +260,8 @@ def sanity(run: "Run", state: "TrainState") -> dict[str, Any]:
     from models.explain import faithful
 
     trained, test = state.evaluation_variables(), examples(run, "test", FEW)
-    whole = dict(
-        explained(
-            run,
-            jax.device_put(trained),
-            test.images,
-            test.labels(),
-            [name for name in METHODS if name != "smooth_grad"],
-        )
-    )
+    methods = [name for name in METHODS if name != "smooth_grad"]
+    whole = dict(explained(run, jax.device_put(trained), test.images, test.labels(), methods))
     correlations: dict[str, Any] = {"layers": [], **{name: [] for name in whole}}
     for layer, variables in faithful.randomized(run.task.model, trained, run.feed.inputs, seed=1):
         correlations["layers"].append(layer)
@@ -280,10 +286,8 @@ def effective(run: "Run", state: "TrainState") -> dict[str, Any]:
     fields, name = receptive.fields(model, run.feed.inputs), method.map_endpoint(outline)
     if fields[name]:
         name = [one for one, field in fields.items() if field and max(field.size) <= min(test.images.shape[1:3])][-1]
-    field, (height, width, _) = (
-        fields[name],
-        method.grid(outline.endpoints[name]) or (1, 1, 0),
-    )  # the endpoint is a map, so it has a grid
+    grid = method.grid(outline.endpoints[name]) or (1, 1, 0)  # the endpoint is a map, so it has a grid
+    field, (height, width, _) = fields[name], grid
     result: dict[str, Any] = {
         "theoretical": None if field is None else list(field.size),
         "endpoint": name,

@@ -1,8 +1,9 @@
 """Results of the study of normalization: judges, tables, pictures."""
 
+import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.study import Judge, Outcomes, Table, evidence
@@ -13,6 +14,7 @@ from models.analysis.axes import logarithmic
 from models.analysis.palette import BLUE, CYAN, GRAY, GREEN, LIGHT_BLUE, RED, YELLOW
 
 SIZES = (32, 16, 8, 4, 2)  # numbers of images that are normalized together, as if on one GPU
+ALIKE = 0.02  # accuracies that differ by less are alike
 NATS, DECADES = 0.01, 0.05  # smallest differences of training losses, and of their logarithms, that matter
 POINTS = (1, 2, 4, 8)  # epochs of training after which the smoothness is measured
 PUBLISHED = {  # top-1 error (%) of ResNet-50 on ImageNet; Wu & He 2018, tables 1 and 2
@@ -60,6 +62,18 @@ def _differences(outcomes: Outcomes, images: int, first: str, second: str) -> li
     return [a - b for a, b in pairs]
 
 
+def _published(norm: str, images: int = 32) -> float:
+    """Returns the published accuracy."""
+    return 1 - PUBLISHED[norm][images] / 100
+
+
+def published_rise(norm: str) -> float:
+    """Returns the rise of the published accuracies over the logarithm of the number of images, as `evidence.trend`."""
+    x = [math.log2(images) for images in SIZES]
+    fit = statistics.linear_regression(x, [_published(norm, images) for images in SIZES])
+    return fit.slope * (max(x) - min(x))
+
+
 def _by_size(outcomes: Outcomes, norm: str) -> str:
     return f"{norm} " + ", ".join(spread(_accuracy(outcomes, norm, n)) for n in SIZES) + " at 32, 16, 8, 4, 2"
 
@@ -67,8 +81,9 @@ def _by_size(outcomes: Outcomes, norm: str) -> str:
 def bn_small(outcomes: Outcomes) -> Judgement:
     """Tests whether BN's accuracy rises with the logarithm of the number of images."""
     rises = evidence.trend([(math.log2(images), _accuracy(outcomes, "BN", images)) for images in SIZES])
-    same_steps = spread(_accuracy(outcomes, "BN, same steps", 2))
-    return Judgement(rises, f"{_by_size(outcomes, 'BN')}; with the same steps {same_steps} at 2")
+    same_steps = _accuracy(outcomes, "BN, same steps", 2)
+    text = f"; with the same steps {spread(same_steps)} at 2" if same_steps else ""
+    return Judgement(rises, _by_size(outcomes, "BN") + text)
 
 
 def gn_flat(outcomes: Outcomes) -> Judgement:
@@ -93,7 +108,12 @@ def gn_at_2(outcomes: Outcomes) -> Judgement:
 def order(outcomes: Outcomes) -> Judgement:
     """Compares GN with LN, and LN with IN, at 32 images."""
     values = {norm: _accuracy(outcomes, norm, 32) for norm in ("BN", "GN", "LN", "IN")}
-    ordered = evidence.all_of(evidence.more(values["GN"], values["LN"]), evidence.more(values["LN"], values["IN"]))
+    ordered = evidence.all_of(
+        *(
+            evidence.more(values[high], values[low], worth=evidence.worth(_published(high) - _published(low)))
+            for high, low in (("GN", "LN"), ("LN", "IN"))
+        )
+    )
     return Judgement(ordered, listed(values, separator=", "))
 
 
@@ -111,14 +131,18 @@ def recalibrated(outcomes: Outcomes) -> Judgement:
 
 
 def groups(outcomes: Outcomes) -> Judgement:
-    """Compares the accuracies of several groups with that of one."""
-    by_groups = {
-        groups: runs.values("accuracy", diverged=0.0)
-        for (groups,), runs in outcomes.where(part="groups").groups("groups")
-    }
-    others = [value for groups, values in by_groups.items() if groups > 1 for value in values]
+    """Compares one group with each seed's mean over several, and tests whether all several are alike."""
+    runs = outcomes.where(part="groups")
+    by_groups = {groups: same.values("accuracy", diverged=0.0) for (groups,), same in runs.groups("groups")}
+    several = [values for groups, values in by_groups.items() if groups > 1]
+    means = [
+        statistics.mean(o.get("accuracy", 0.0) for o in same.all() if o.labels["groups"] > 1)
+        for _, same in runs.groups("seed")
+    ]
+    alike = (evidence.equivalent(*pair, ALIKE) for pair in itertools.combinations(several, 2))
     text = "; ".join(f"{groups} groups {spread(values)}" for groups, values in by_groups.items())
-    return Judgement(evidence.more(others, by_groups[1]), text)
+    worth = evidence.worth(_published("GN") - _published("LN"))
+    return Judgement(evidence.all_of(evidence.more(means, by_groups[1], worth=worth), *alike), text)
 
 
 def faster(outcomes: Outcomes) -> Judgement:
@@ -128,11 +152,18 @@ def faster(outcomes: Outcomes) -> Judgement:
 
 
 def _along(outcomes: Outcomes, norm: str, epochs: int, name: str) -> list[float]:
-    """Returns by seed the range of the loss along the gradient, or the maximum of "change" or "smoothness"."""
+    """Returns by seed the range of the loss along the gradient, or the maximum of "change" or "smoothness".
+
+    NaN stands for a run with a number that is not finite, which the ledger has as None.
+    """
     return [
-        max(one["loss"]) - min(one["loss"]) if name == "loss" else max(one[name])
+        (max(one[name]) - min(one[name]) if name == "loss" else max(one[name])) if _all_finite(one) else math.nan
         for one in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness")
     ]
+
+
+def _all_finite(smoothness: Mapping[str, Sequence[float | None]]) -> bool:
+    return not any(value is None for values in smoothness.values() for value in values)
 
 
 def smoother(name: str) -> Judge:
@@ -175,7 +206,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
     ]
     gaps = [
         [norm, n, *(spread(_gaps(outcomes, norm, n, mode)) for mode in MODES)]
-        for norm in ("BN", "BN, same steps", "GN")
+        for norm in _by_mode(outcomes)
         for n in SIZES
     ]
     smooth = [
@@ -223,6 +254,12 @@ def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
     legend_below(figure, left)
 
 
+def _by_mode(outcomes: Outcomes) -> list[str]:
+    """Returns the norms of which the accuracy is measured by mode."""
+    norms = outcomes.where(part="size").distinct("norm")
+    return [norm for norm in ("BN", "BN, same steps", "GN") if norm in norms]
+
+
 def _beside(values: Sequence[float], i: int, count: int) -> list[float]:
     """Returns places beside these values on a logarithmic axis for the i-th of `count` series."""
     return [value * 2 ** (0.5 * ((i + 0.5) / count - 0.5)) for value in values]
@@ -230,7 +267,7 @@ def _beside(values: Sequence[float], i: int, count: int) -> list[float]:
 
 def draw_gap(outcomes: Outcomes, figure: Any) -> None:
     """Draws accuracy by mode."""
-    norms = ("BN", "BN, same steps", "GN")
+    norms = _by_mode(outcomes)
     panels = figure.subplots(1, len(norms), sharey=True)
     for axes, norm in zip(panels, norms, strict=True):
         for i, (mode, (label, color)) in enumerate(MODES.items()):
@@ -252,7 +289,7 @@ def draw_smoothness(outcomes: Outcomes, figure: Any) -> None:
     panels, smooth = figure.subplots(1, 3), outcomes.where(part="smoothness")
     for i, norm in enumerate(("BN", "none")):
         groups = [smooth.where(norm=norm, epochs=epochs).results("smoothness") for epochs in POINTS]
-        for epochs, runs in zip(POINTS, groups, strict=True):
+        for epochs, runs in zip(POINTS, (list(filter(_all_finite, runs)) for runs in groups), strict=True):
             for run, place in zip(runs, range(i * len(runs), 2 * len(runs)), strict=False):
                 (x,) = _beside([epochs], place, 2 * len(runs))
                 for axes, values in ((panels[0], run["loss"]), (panels[1], run["change"])):

@@ -9,7 +9,7 @@ Needs scikit-image and OpenCV: pip install -e '.[classic]'.
 
 import importlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,27 +29,40 @@ _OCTAVES = (-1, 0, 1)
 _CHUNK = 2**22  # approximate number of values in memory at once: 16 MiB
 
 
-def describe(kind: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns features of training and test images; the vocabulary is fitted on the training images alone.
+def describe(
+    kinds: Sequence[str], train: np.ndarray, test: np.ndarray, seed: int = 0
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns features of training and test images by kind; vocabularies are fitted on the training images alone.
+
+    All kinds with SIFT share the descriptors, which take most of the time.
 
     Args:
-      kind: "hog", "sift_fv" (Fisher vectors) or "sift_bow" (bag of words); "sift_fv:32" has 32 words.
+      kinds: "hog", "sift_fv" (Fisher vectors) or "sift_bow" (bag of words); "sift_fv:32" has 32 words.
       train: uint8 [N, height, width, 1 or 3], all images of one size.
       test: Like train, with the same shape of images.
       seed: Seed of the vocabulary.
 
     Returns:
-      float32 [N, features] for each. For 32x32 pixels: 324 (hog), 2 * 64 * words (sift_fv), words (sift_bow).
+      For each kind, float32 [N, features] of the training images and of the test images. For 32x32 pixels: 324 (hog),
+      2 * 64 * words (sift_fv), words (sift_bow).
 
     Raises:
       UserError: The kind is unknown, the images have another shape or type, there are too few of them for so many
         words, or a library is missing.
     """
-    name, words = _parse(kind)
-    if name == "hog":
-        return hog(train), hog(test)
-    encoder = (FisherVector if name == "sift_fv" else BagOfWords)(words).fit(_sample(train, seed), seed)
-    return _encode(encoder, train), _encode(encoder, test)
+    parsed = {kind: _parse(kind) for kind in kinds}
+    features = {kind: (hog(train), hog(test)) for kind, (name, _) in parsed.items() if name == "hog"}
+    encoders = {
+        kind: (FisherVector if name == "sift_fv" else BagOfWords)(words)
+        for kind, (name, words) in parsed.items()
+        if name != "hog"
+    }
+    if encoders:
+        sample = _sample(train, seed)
+        fitted = [encoder.fit(sample, seed) for encoder in encoders.values()]
+        encoded = zip(*(_encode(fitted, images) for images in (train, test)), strict=True)
+        features |= dict(zip(encoders, encoded, strict=True))
+    return features
 
 
 def hog(images: np.ndarray, cell: int = 0) -> np.ndarray:
@@ -289,11 +302,13 @@ def _sift_parts(images: np.ndarray) -> Iterator[np.ndarray]:
         yield dense_sift(images[begin : begin + step])
 
 
-def _encode(encoder: FisherVector | BagOfWords, images: np.ndarray) -> np.ndarray:
-    features = np.empty((len(images), encoder.features), np.float32)
+def _encode(encoders: Sequence[FisherVector | BagOfWords], images: np.ndarray) -> list[np.ndarray]:
+    """Returns the features of all images by each encoder, from one pass over the descriptors."""
+    features = [np.empty((len(images), encoder.features), np.float32) for encoder in encoders]
     begin = 0
     for descriptors in _sift_parts(images):
-        features[begin : begin + len(descriptors)] = encoder.transform(descriptors)
+        for encoder, encoded in zip(encoders, features, strict=True):
+            encoded[begin : begin + len(descriptors)] = encoder.transform(descriptors)
         begin += len(descriptors)
     return features
 
