@@ -22,6 +22,7 @@ OTHER_MODULES = {
     "venv",
     "tests.fuzz",
     "tests.mutation",
+    "tests.programs",
     "tests.harassment",
     "tests.golden.make_resnet",
 }

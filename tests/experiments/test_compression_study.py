@@ -362,7 +362,7 @@ def test_int8_is_compared_seed_by_seed_in_every_network(lost, verdict):
         ]
     )
     assert holds(results.int8(outcomes)) == verdict
-    assert [row[0] for row in results._table_of_int8(outcomes)[0].rows] == ["N", "M"]
+    assert [row[0] for row in tables._table_of_int8(outcomes)[0].rows] == ["N", "M"]
     assert results.int8(stages(40, 0.0)) == verdicts.missing("N: not measured")
 
 
