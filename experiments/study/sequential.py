@@ -197,22 +197,24 @@ def run_until_decided(
     """
     counts = Counts([trial.labels for trial in planned])
     chosen = [trial for trial in planned if trial.labels.get("seed", 0) < looks[0][0]]
-    outcomes = Outcomes(run(chosen))
+    outcomes, halted = Outcomes(run(chosen)), set()
     while True:
         seen = [see(claim, outcomes, counts, looks) for claim in study.claims]
         possible = steps(seen, planned, outcomes, looks[-1][0])
-        if not possible:
+        step = next((one for one in possible if one.seen.claim.statement not in halted), None)
+        if step is None:
+            if possible:
+                rest = sum(one.cost for one in possible)
+                undecided = f"the {len(possible)} undecided claims would need about {rest:.0f} s more of trials"
+                say(f"the budget ended; {undecided}")
             return chosen, outcomes, seen
-        step = possible[0]
         ids = set(map(id, (*chosen, *step.trials)))
         say(f"seeds up to {step.seen.next} for: {step.seen.claim.statement} ({len(step.trials)} trials)")
         try:
             trials_so_far = [trial for trial in planned if id(trial) in ids]
             outcomes, chosen = Outcomes(run(trials_so_far)), trials_so_far
-        except OutOfTime:
-            rest = sum(one.cost for one in possible)
-            say(f"the budget ended; the {len(possible)} undecided claims would need about {rest:.0f} s more of trials")
-            return chosen, outcomes, seen
+        except OutOfTime:  # the trials of other claims may all be in the ledger
+            halted.add(step.seen.claim.statement)
 
 
 def _key(labels: Mapping[str, Any]) -> tuple[str, int]:

@@ -124,6 +124,15 @@ def test_a_budget_ends_it_and_the_rest_has_a_price():
         Runner({}, budget=3).decide(made_study("close"))
 
 
+def test_after_the_budget_finished_trials_are_still_looked_at():
+    runner = Runner({"close": CLOSE, "hard": HARD})
+    runner.decide(made_study("hard"))  # its trials are in the ledger then
+    runner.budget = len(runner.runs) + FIRST
+    close, hard = runner.decide(made_study("close", "hard"))
+    assert (close["seeds_seen"], hard["seeds_seen"]) == (FIRST, LOOKS[-1][0])
+    assert "the 1 undecided claims would need about" in runner.said[-1] and close["statement"] in runner.said[-5]
+
+
 def test_a_difference_too_small_to_matter_is_refuted_except_at_the_ceiling():
     def records_at(mean):
         this = made_study("same")
