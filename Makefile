@@ -20,7 +20,7 @@ help:
 	@echo "make setup     create .venv and install the project with the tested versions"
 	@echo "make train     train configs/digits.py in runs/digits (about a minute)"
 	@echo "make check     lint, and the unit tests that train no runs and start no processes (less than a minute)"
-	@echo "make test      every kind of test, of relatives that share code a few (25 minutes on two cores); what CI runs"
+	@echo "make test      every kind of test, of relatives that share code a few (23 minutes on two cores); what CI runs"
 	@echo "make test-all  all tests, compiled as users compile, for TPUs, and trackers (extras); CI_FULL=1 .ci/run"
 	@echo "make fuzz      mutates each kind of file that is read, and counts crashes, hangs and silent changes ($(FUZZ_SECONDS) s)"
 	@echo "make lint      ruff and pyright"
