@@ -1,5 +1,6 @@
 """Evaluates a finished run on corrupted test images. See --help."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from absl import flags
 from models import command
 from models.errors import UserError, choice_error
 from train import cli
-from train.data.corruptions.severities import COMMON, NAMES, SEVERITIES
+from train.data.corruptions.severities import COMMON, NAMES
 
 if TYPE_CHECKING:
     from train.data.source import Source
@@ -62,15 +63,9 @@ def chosen_names(texts: Sequence[str], channels: int) -> list[str]:
 
 def chosen_severities(texts: Sequence[str]) -> list[int]:
     """Returns the numbers of --severities in ascending order; raises UserError unless they are from 1 to 5."""
-    numbers = set()
-    for text in texts:
-        low, dash, high = text.partition("-")
-        if not (low.isdecimal() and (high.isdecimal() or not dash)):
-            raise UserError(f"--severities={','.join(texts)}: must be numbers from 1 to 5, e.g. 1-5 or 1,3,5")
-        if not {int(low), int(high or low)} <= set(SEVERITIES):
-            raise UserError(f"--severities={','.join(texts)}: must be numbers from 1 to 5, e.g. 1-5 or 1,3,5")
-        numbers |= set(range(int(low), int(high or low) + 1))
-    if not numbers:
+    ranges = [re.fullmatch(r"([1-5])(?:-([1-5]))?", text) for text in texts]
+    numbers = {number for one in ranges if one for number in range(int(one[1]), int(one[2] or one[1]) + 1)}
+    if not all(ranges) or not numbers:
         raise UserError(f"--severities={','.join(texts)}: must be numbers from 1 to 5, e.g. 1-5 or 1,3,5")
     return sorted(numbers)
 

@@ -1,5 +1,5 @@
-// What conv.cc, signs.cc, blocks.cc and fused.cc share: vectors, threads, images with padding, and how XLA's foreign function
-// interface calls them (native.py).
+// What conv.cc, signs.cc, blocks.cc and fused.cc share: vectors, threads, images with padding, and how XLA's foreign
+// function interface calls them (native.py).
 #pragma once
 #include <algorithm>
 #include <atomic>

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # measures import training code only when they run
 
 
 TIMED = 15  # number of training steps that a median is of
-REPEATED = 12  # number of medians: one chooses the networks that are compared, and 2^-11 is left of ten claims
+REPEATED = 12  # number of medians: the first chooses the networks, and the others are compared
 
 
 def step_time(run: "Run", state: "TrainState") -> dict[str, Any]:

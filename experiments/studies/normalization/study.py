@@ -22,18 +22,10 @@ from experiments.studies.normalization.results import POINTS, SIZES
 from experiments.study import Claim, Picture, Study, Trial, recipe
 
 NETWORKS = {"digits": "resnet8", "cifar": "resnet8", "cifar10": "resnet20", "imagenet": "resnet50"}
-PLAIN = {
-    "digits": "plain14",
-    "cifar": "plain14",
-    "cifar10": "plain20",
-    "imagenet": "plain18",
-}  # for the smoothness of the loss
-WIDTHS = {
-    "digits": 8,
-    "cifar": 16,
-    "cifar10": 16,
-    "imagenet": 64,
-}  # channels of the narrowest layer; GN has half as many groups
+# For the smoothness of the loss.
+PLAIN = {"digits": "plain14", "cifar": "plain14", "cifar10": "plain20", "imagenet": "plain18"}
+# Channels of the narrowest layer; GN has half as many groups.
+WIDTHS = {"digits": 8, "cifar": 16, "cifar10": 16, "imagenet": 64}
 PARTS = {"digits": (1, 2), "cifar": (1, 4), "cifar10": (1, 4), "imagenet": (8, 1)}  # (devices, accumulate)
 EPOCHS = {"digits": 6, "cifar": 5, "cifar10": 60, "imagenet": 90}
 # Epochs of the run whose beginnings are the shorter ones, and steps of an epoch; without it, each length is a run
